@@ -1,0 +1,126 @@
+//! The words that the election and the stores share: a Lease as data.
+//!
+//! The record is client-go's (`resourcelock.LeaderElectionRecord` on a `coordination.k8s.io/v1`
+//! Lease), so that a Go operator and lease-exec can share a Lease.
+//!
+//! Must not: read or write anything, judge who may run.
+
+use std::{cmp::Ordering, fmt, sync::Arc, time::Duration};
+
+use crate::clock::WallTime;
+
+/// Who holds a lease: `holderIdentity`. Never empty, and unique to one process: a readable part and
+/// a random one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity(String);
+
+impl Identity {
+    /// Takes a holder's name as it stands in a record; `None` for the empty one, which means that
+    /// nobody holds the lease.
+    pub fn new(text: impl Into<String>) -> Option<Self> {
+        let text = text.into();
+        (!text.is_empty()).then_some(Self(text))
+    }
+
+    /// The text as it stands in the record.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A `metadata.uid`: which object of that name it is. A Lease that was deleted and made again has
+/// another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uid(pub String);
+
+/// A `metadata.resourceVersion`, ordered as KEP-5504 says: decimal without a leading zero, the
+/// longer one is the greater, else the lexically greater.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version(String);
+
+impl Version {
+    /// Takes a version as it stands in an object; `None` if it is not a decimal number without a
+    /// leading zero, because such versions can't be compared.
+    pub fn new(text: impl Into<String>) -> Option<Self> {
+        let text = text.into();
+        let decimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        (decimal && !text.starts_with('0')).then_some(Self(text))
+    }
+
+    /// The text as it stands in the object.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Ord for Version {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.0.len(), &self.0).cmp(&(other.0.len(), &other.0))
+    }
+}
+
+impl PartialOrd for Version {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The fields of a Lease's spec that the election reads and writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// `holderIdentity`; `None` if it is absent or empty: nobody holds the lease.
+    pub holder: Option<Identity>,
+    /// `leaseDurationSeconds`, in whole seconds and more than zero; `None` if it is absent.
+    pub duration: Option<Duration>,
+    /// `acquireTime`: for people.
+    pub acquire_time: Option<WallTime>,
+    /// `renewTime`: for people, and the nonce by which a write is recognised.
+    pub renew_time: Option<WallTime>,
+    /// `leaseTransitions`; an absent one counts as 0. Never negative.
+    pub transitions: u32,
+}
+
+/// What the store holds under a lease's name, as it was at one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Which object it is.
+    pub uid: Uid,
+    /// The version at which it was so.
+    pub version: Version,
+    /// Its spec.
+    pub record: Record,
+    /// By the store's own clock, how long before the answer the record was last written; only in
+    /// answers to reads and writes, never in watch events. For a Kubernetes API server this is the
+    /// answer's `Date` less the newest `managedFields` time whose entry owns `f:spec.f:renewTime`,
+    /// or less `creationTimestamp` if no entry does.
+    pub written_ago: Option<Duration>,
+    /// By the store's own clock, how long before the answer the object was created; as above.
+    pub created_ago: Option<Duration>,
+    /// The whole object, for the next write to build on.
+    pub object: Object,
+}
+
+/// A Lease as the store returned it, whole, so that fields, labels and annotations that we know
+/// nothing of survive our writes. Only stores look inside.
+#[derive(Clone, Default, PartialEq)]
+pub struct Object(pub Arc<serde_json::Value>);
+
+impl Eq for Object {}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Object(..)")
+    }
+}

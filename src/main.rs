@@ -1,0 +1,2 @@
+//! Start-up order and the one printed error.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Processes: the guard, starting, signalling, reaping, killing and proving the tree empty.

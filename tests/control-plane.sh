@@ -1,0 +1,272 @@
+#!/usr/bin/env bash
+# Finds or builds a real Kubernetes control plane for the tests, and prints the directory that holds
+# etcd, etcdctl, kube-apiserver, kube-scheduler and kubectl. Nothing else goes to standard output.
+#
+# Usage: assets=$(tests/control-plane.sh)
+#
+# With KUBEBUILDER_ASSETS set (the convention of the envtest tools), that directory is taken as it
+# is; only etcd and kube-apiserver must be in it. Otherwise the binaries are built from the packages
+# of the Debian release we run on, once (some ten minutes on two cores), and kept in
+# ${XDG_CACHE_HOME:-~/.cache}/lease-exec. Why Debian: a package archive is the one source that is
+# reachable, signed and mirrored everywhere our tests run, and it has both etcd and Kubernetes.
+#
+# The machine's own apt configuration and package lists are never changed. Build tools that are
+# missing (go, make, rsync, dpkg-source) get installed; everything else is unpacked in the cache.
+set -euo pipefail
+
+# Part of the cache directory's name: raise it when a change below changes what is built.
+readonly recipe=1
+
+readonly components=(kube-apiserver kube-scheduler kubectl)
+
+# What apt-get is run by; only installing packages needs more than nothing.
+as_root=()
+
+main() {
+    if [[ -n ${KUBEBUILDER_ASSETS:-} ]]; then
+        check_given_assets "$KUBEBUILDER_ASSETS"
+        echo "$KUBEBUILDER_ASSETS"
+        return
+    fi
+
+    local release architecture cache assets
+    release=$(release_codename)
+    architecture=$(dpkg --print-architecture)
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/lease-exec
+    assets=$cache/control-plane-$release-$architecture-$recipe
+
+    # The directory gets its name by one rename when it is complete, so that it exists is enough.
+    if [[ ! -d $assets ]]; then
+        mkdir -p "$cache"
+        # One build at a time. The kernel lets go of the lock when the last process of the build has
+        # ended, however it ended, so that a lock never outlives what it protects.
+        exec 9>"$cache/control-plane.lock"
+        flock --nonblock 9 || { say 'waiting for another build of the control plane'; flock 9; }
+        if [[ ! -d $assets ]]; then
+            build_in_scratch "$cache" "$release" "$assets"
+        fi
+        exec 9>&-
+    fi
+    echo "$assets"
+}
+
+check_given_assets() {
+    local name
+    for name in etcd kube-apiserver; do
+        [[ -x $1/$name ]] || fail "KUBEBUILDER_ASSETS is $1, but there is no program $name in it"
+    done
+}
+
+release_codename() {
+    local codename=
+    # shellcheck source=/dev/null
+    [[ ! -r /etc/os-release ]] || codename=$(. /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME") ||
+        codename=
+    [[ -n $codename ]] || fail 'this can build a control plane on Debian only;' \
+        'elsewhere set KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver'
+    echo "$codename"
+}
+
+# Builds in a directory beside the final one, so that the last step is a rename on one file system.
+build_in_scratch() {
+    local cache=$1 release=$2 assets=$3
+    # We hold the lock: whatever is still there was left by a build that was killed.
+    rm -rf "$cache"/control-plane-scratch.*
+    scratch=$(mktemp -d "$cache/control-plane-scratch.XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    # apt drops its privileges to download, and must still reach the directory.
+    chmod 755 "$scratch"
+    # Beside the scratch directory, because it must outlive a failure.
+    log=$cache/control-plane-build.log
+    : >"$log"
+    say "building the control plane once, into $assets (log: $log)"
+
+    step "reading the package index of Debian $release" read_package_index "$release"
+    install_missing_tools
+    step 'fetching etcd' unpack_packages etcd-server etcd-client
+    step 'fetching the source of Kubernetes' fetch_kubernetes
+    step 'replacing two libraries in it' replace_vendored_libraries
+    step "compiling ${components[*]}, which takes minutes" compile_kubernetes
+    step 'keeping the programs' collect_programs
+    mv "$scratch/assets" "$assets"
+    rm -rf "$scratch"
+    trap - EXIT
+    say 'the control plane is ready'
+}
+
+# Runs one step of the build, with its output in the log.
+step() {
+    local title=$1
+    shift
+    say "$title"
+    echo "### $title" >>"$log"
+    # A function called in a condition runs without `set -e`, so the shell that runs it must not be
+    # the one that asks for its status.
+    set +e
+    (set -e; "$@") >>"$log" 2>&1 </dev/null
+    local status=$?
+    set -e
+    if ((status != 0)); then
+        tail -n 40 "$log" >&2
+        fail "failed at this step: $title; the whole log is $log"
+    fi
+}
+
+# === Packages ===
+
+# Makes a package index of our own: that of the Debian release alone, with its sources. Where the
+# packages come from is read from the machine's own entries, so that a mirror or a proxy that is
+# configured there serves us too, and entries that are none of Debian's can't get in the way.
+read_package_index() {
+    local release=$1 file
+    mkdir -p "$scratch"/apt/{sources,lists/partial}
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+        [[ ! -r $file ]] || one_line_entries "$release" "$file" >>"$scratch/apt/sources/debian.list"
+    done
+    for file in /etc/apt/sources.list.d/*.sources; do
+        [[ ! -r $file ]] || stanza_entries "$release" "$file" >>"$scratch/apt/sources/debian.sources"
+    done
+    cat "$scratch"/apt/sources/*
+    apt update
+}
+
+# Debian's suites are named like the release; other archives name theirs otherwise, or have no
+# component main. Example: deb [signed-by=/x.gpg] http://mirror.example/debian bookworm main
+one_line_entries() {
+    awk -v suite="^$1(-updates|-security)?\$" '
+        $1 == "deb" {
+            fields = $0
+            sub(/^[ \t]*deb[ \t]+(\[[^]]*\][ \t]*)?/, "", fields)
+            split(fields, field)
+            if (field[2] ~ suite && fields ~ /[ \t]main([ \t]|$)/) {
+                print
+                sub(/deb/, "deb-src")
+                print
+            }
+        }' "$2"
+}
+
+# The same for the stanzas of deb822-style files (sources.list(5)), which may name several suites.
+stanza_entries() {
+    awk -v suites="\nSuites:([^\n]*[ \t])?$1([ \t\n]|-updates|-security)" '
+        BEGIN { RS = ""; ORS = "\n\n" }
+        {
+            stanza = "\n" $0 "\n"
+            if (stanza ~ suites && stanza ~ /\nComponents:([^\n]*[ \t])?main[ \t\n]/ &&
+                stanza ~ /\nTypes:([^\n]*[ \t])?deb[ \t\n]/ && stanza !~ /\nEnabled:[ \t]*no/) {
+                sub(/\nTypes:[^\n]*/, "\nTypes: deb deb-src", stanza)
+                print stanza
+            }
+        }' "$2"
+}
+
+# apt-get with our package index in place of the machine's.
+apt() {
+    "${as_root[@]}" apt-get --quiet --yes \
+        --option Dir::Etc::SourceList=/dev/null \
+        --option Dir::Etc::SourceParts="$scratch/apt/sources" \
+        --option Dir::State::Lists="$scratch/apt/lists" \
+        --option Dir::Cache::pkgcache= \
+        --option Dir::Cache::srcpkgcache= \
+        "$@"
+}
+
+install_missing_tools() {
+    local missing=()
+    [[ -n $(type -P go) ]] || missing+=(golang-go)
+    [[ -n $(type -P make) ]] || missing+=(make)
+    [[ -n $(type -P rsync) ]] || missing+=(rsync)
+    [[ -n $(type -P dpkg-source) ]] || missing+=(dpkg-dev)
+    ((${#missing[@]} > 0)) || return 0
+
+    if ((EUID != 0)); then
+        [[ -n $(type -P sudo) ]] || fail "please install ${missing[*]} (there is no sudo to do it with)"
+        local as_root=(sudo DEBIAN_FRONTEND=noninteractive)
+    fi
+    step "installing ${missing[*]}" install_packages "${missing[@]}"
+}
+
+install_packages() {
+    # Descriptor 9 is the lock; nothing that a package starts may keep it.
+    DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "$@" 9>&-
+}
+
+# Unpacks packages without installing them: no service is started, and root is not needed.
+unpack_packages() {
+    mkdir -p "$scratch"/{debs,root}
+    cd "$scratch/debs"
+    apt download "$@"
+    local package
+    for package in "$@"; do
+        dpkg-deb --extract "$package"_*.deb "$scratch/root"
+    done
+}
+
+# === Kubernetes ===
+
+# apt checks the source against the signed index before it unpacks it.
+fetch_kubernetes() {
+    mkdir "$scratch/source"
+    cd "$scratch/source"
+    apt source --only-source kubernetes
+    mv kubernetes-*/ kubernetes
+}
+
+# Kubernetes 1.20 vendors reflect2 1.0.1, which reaches into the Go runtime and, compiled by Go 1.18
+# or later, panics whenever a map is decoded (annotations, LIST). Debian's packages have versions
+# that don't: https://github.com/modern-go/reflect2/pull/22. Its user json-iterator must match.
+replace_vendored_libraries() {
+    unpack_packages golang-github-modern-go-reflect2-dev golang-github-json-iterator-go-dev
+    local library vendored
+    for library in github.com/modern-go/reflect2 github.com/json-iterator/go; do
+        vendored=$scratch/source/kubernetes/vendor/$library
+        rm -rf "$vendored"
+        cp -rL "$scratch/root/usr/share/gocode/src/$library" "$vendored"
+        # A vendored library has no module file of its own, and its tests need what isn't there.
+        find "$vendored" '(' -name '*_test.go' -o -name go.mod -o -name go.sum ')' -delete
+    done
+}
+
+compile_kubernetes() {
+    cd "$scratch/source/kubernetes"
+    local version
+    version=$(dpkg-parsechangelog --show-field Version)
+    version=${version%%[-+]*}
+    # The version comes from git otherwise, and a source package has none.
+    cat >"$scratch/version" <<END
+KUBE_GIT_COMMIT=
+KUBE_GIT_TREE_STATE=archive
+KUBE_GIT_VERSION=v$version
+KUBE_GIT_MAJOR=$(cut -d. -f1 <<<"$version")
+KUBE_GIT_MINOR=$(cut -d. -f2 <<<"$version")
+END
+    # make, because it also generates code that the source lacks. Everything Go needs is vendored.
+    # Programs without symbols are a third smaller.
+    env -u GOFLAGS -u GOPATH -u MAKEFLAGS -u MAKELEVEL \
+        CGO_ENABLED=0 GOPROXY=off GOCACHE="$scratch/go-cache" KUBE_GIT_VERSION_FILE="$scratch/version" \
+        make WHAT="$(printf 'cmd/%s ' "${components[@]}")" GOLDFLAGS='-s -w'
+}
+
+collect_programs() {
+    mkdir "$scratch/assets"
+    cp "$scratch"/root/usr/bin/{etcd,etcdctl} "$scratch/assets"
+    local component
+    for component in "${components[@]}"; do
+        cp -L "$scratch/source/kubernetes/_output/bin/$component" "$scratch/assets"
+        "$scratch/assets/$component" --version 2>/dev/null || "$scratch/assets/$component" version --client
+    done
+    "$scratch/assets/etcd" --version
+}
+
+# === Words to the user ===
+
+say() {
+    echo "control-plane: $*" >&2
+}
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+main

@@ -1,0 +1,196 @@
+//! Server processes that never outlive the test process, however it ends.
+
+use std::fs::{self, File};
+use std::io::{self, PipeWriter};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A directory and a process group for servers, which are both gone after the group is dropped or
+/// the test process has ended, even by SIGKILL.
+///
+/// Neither destructors nor PR_SET_PDEATHSIG would do: statics are never dropped, and the signal is
+/// sent when the *thread* ends that started the process, which is that of a test. So two helpers wait
+/// for the end of a pipe, whose other end only the test process has:
+///
+/// - the *anchor*, whose process group the servers join, and which only has to exist;
+/// - the *janitor*, outside of that group, which then kills it and removes the directory.
+///
+/// There is no moment at which a server runs that the janitor wouldn't find.
+pub struct ServerGroup {
+    directory: PathBuf,
+    anchor: Child,
+    janitor: Child,
+    // `None` while being dropped.
+    lifeline: Option<PipeWriter>,
+}
+
+impl ServerGroup {
+    /// Makes a new directory, and an empty group.
+    pub fn new() -> ServerGroup {
+        let directory = tempfile::Builder::new()
+            .prefix("lease-exec-control-plane-")
+            .tempdir()
+            .expect("make a temporary directory")
+            .keep();
+        // Both ends are close-on-exec, so that no process that we or a test starts keeps the pipe.
+        let (end, lifeline) = io::pipe().expect("make a pipe");
+        let anchor = Command::new("cat")
+            .stdin(end.try_clone().expect("duplicate a descriptor"))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("start the anchor");
+        // In a group of its own, so that Ctrl-C in the terminal doesn't reach it. SIGKILL takes
+        // effect a little later than kill(1) returns, and until then a server may still make files.
+        let janitor = Command::new("sh")
+            .args(["-c", JANITOR, "janitor", &anchor.id().to_string()])
+            .arg(&directory)
+            .stdin(end)
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("start the janitor");
+        ServerGroup { directory, anchor, janitor, lifeline: Some(lifeline) }
+    }
+
+    /// The directory for all that servers and tests write.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The process group of the servers.
+    pub fn pid(&self) -> Pid {
+        pid(&self.anchor)
+    }
+
+    /// Starts a server in the group. Its output goes to `NAME.log` in the directory.
+    pub fn start(&self, name: &str, command: &mut Command) -> Server {
+        let log = self.directory.join(format!("{name}.log"));
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap_or_else(|err| panic!("failed to open {}: {err}", log.display()));
+        let child = command
+            .current_dir(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("duplicate a descriptor"))
+            .stderr(output)
+            .process_group(self.pid().as_raw())
+            .spawn()
+            .unwrap_or_else(|err| panic!("failed to start {name}: {err}"));
+        Server { name: name.into(), child, log }
+    }
+}
+
+impl Drop for ServerGroup {
+    fn drop(&mut self) {
+        self.lifeline = None;
+        // Nothing to do about an error: we may be unwinding from a panic already.
+        let _ = self.janitor.wait();
+        let _ = self.anchor.wait();
+    }
+}
+
+const JANITOR: &str = r#"
+trap '' HUP INT TERM
+cat
+kill -KILL -- "-$1" 2>/dev/null
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    rm -rf -- "$2" 2>/dev/null && break
+    sleep 0.1
+done
+"#;
+
+/// A server process, killed when it is dropped.
+pub struct Server {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Server {
+    /// The server's process.
+    pub fn pid(&self) -> Pid {
+        pid(&self.child)
+    }
+
+    /// Whether the process is still there; a stopped one is.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Stops the process with SIGSTOP: it keeps its connections and answers nothing.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a stopped process continue.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Kills the process, stopped or not, and waits for its end.
+    pub fn kill(&mut self) {
+        // Both fail only if the process has ended and been waited for, which is what we want.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// All that the server has written.
+    pub fn log(&self) -> String {
+        // A log that is gone with its directory is as good as an empty one.
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The last lines of the log, to be shown when something went wrong.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(30)..];
+        format!("the last lines of {}:\n{}", self.name, tail.join("\n"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The pid is ours until we have waited for the child, and only `kill` does that.
+        kill(self.pid(), signal)
+            .unwrap_or_else(|err| panic!("failed to send {signal} to {}: {err}", self.name));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Finds a port on which nobody listens.
+///
+/// Not one that the kernel chooses: it takes those, by default from 32768 up, for outgoing
+/// connections too, and a server must find its port free again after a restart.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 20_000;
+    // Test processes that run at once begin at different places.
+    let start = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT))
+        .expect("less than COUNT");
+    for _ in 0..COUNT {
+        let offset = (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        let port = FIRST + offset;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("all ports are in use");
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).expect("the kernel's pids fit"))
+}
