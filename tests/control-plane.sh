@@ -5,21 +5,25 @@
 # Usage: assets=$(tests/control-plane.sh)
 #
 # With KUBEBUILDER_ASSETS set (the convention of the envtest tools), that directory is taken as it
-# is; only etcd and kube-apiserver must be in it. Otherwise the binaries are built from the packages
-# of the Debian release we run on, once (some ten minutes on two cores), and kept in
-# ${XDG_CACHE_HOME:-~/.cache}/lease-exec. Why Debian: a package archive is the one source that is
-# reachable, signed and mirrored everywhere our tests run, and it has both etcd and Kubernetes.
+# is; only etcd and kube-apiserver must be in it. Otherwise, on Debian 12, the programs are built from
+# Debian's packages, once (some five minutes on two cores), and kept in
+# ${XDG_CACHE_HOME:-~/.cache}/lease-exec. Why from packages: they are signed, every mirror has them,
+# and a machine that can install software can reach them.
 #
-# The machine's own apt configuration and package lists are never changed. Build tools that are
-# missing (go, make, rsync, dpkg-source) get installed; everything else is unpacked in the cache.
+# The machine's own apt configuration and package lists are never changed. Only make, rsync and
+# dpkg-source get installed, if they are missing; everything else, the Go compiler included, is
+# unpacked beside the cache for as long as the build takes.
 set -euo pipefail
+
+# The Debian release that has all this. A later one has a later Kubernetes, built in another way.
+readonly release=bookworm
 
 # Part of the cache directory's name: raise it when a change below changes what is built.
 readonly recipe=1
 
 readonly components=(kube-apiserver kube-scheduler kubectl)
 
-# What apt-get is run by; only installing packages needs more than nothing.
+# What apt-get is run by: nothing, except when packages are installed.
 as_root=()
 
 main() {
@@ -29,8 +33,8 @@ main() {
         return
     fi
 
-    local release architecture cache assets
-    release=$(release_codename)
+    local architecture cache assets
+    check_release
     architecture=$(dpkg --print-architecture)
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/lease-exec
     assets=$cache/control-plane-$release-$architecture-$recipe
@@ -43,7 +47,7 @@ main() {
         exec 9>"$cache/control-plane.lock"
         flock --nonblock 9 || { say 'waiting for another build of the control plane'; flock 9; }
         if [[ ! -d $assets ]]; then
-            build_in_scratch "$cache" "$release" "$assets"
+            build_in_scratch "$cache" "$assets"
         fi
         exec 9>&-
     fi
@@ -57,33 +61,33 @@ check_given_assets() {
     done
 }
 
-release_codename() {
+check_release() {
     local codename=
-    # shellcheck source=/dev/null
-    [[ ! -r /etc/os-release ]] || codename=$(. /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME") ||
-        codename=
-    [[ -n $codename ]] || fail 'this can build a control plane on Debian only;' \
+    if [[ -r /etc/os-release ]]; then
+        # shellcheck source=/dev/null
+        codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    fi
+    [[ $codename == "$release" ]] || fail "this builds a control plane on Debian $release only;" \
         'elsewhere set KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver'
-    echo "$codename"
 }
 
 # Builds in a directory beside the final one, so that the last step is a rename on one file system.
 build_in_scratch() {
-    local cache=$1 release=$2 assets=$3
+    local cache=$1 assets=$2
     # We hold the lock: whatever is still there was left by a build that was killed.
     rm -rf "$cache"/control-plane-scratch.*
     scratch=$(mktemp -d "$cache/control-plane-scratch.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
-    # apt drops its privileges to download, and must still reach the directory.
+    # apt run by root downloads as another user, where that user can reach the directory.
     chmod 755 "$scratch"
     # Beside the scratch directory, because it must outlive a failure.
     log=$cache/control-plane-build.log
     : >"$log"
     say "building the control plane once, into $assets (log: $log)"
 
-    step "reading the package index of Debian $release" read_package_index "$release"
+    step "reading the package index of Debian $release" read_package_index
     install_missing_tools
-    step 'fetching etcd' unpack_packages etcd-server etcd-client
+    step 'fetching etcd and Go' unpack_packages etcd-server etcd-client golang-1.19-go golang-1.19-src
     step 'fetching the source of Kubernetes' fetch_kubernetes
     step 'replacing two libraries in it' replace_vendored_libraries
     step "compiling ${components[*]}, which takes minutes" compile_kubernetes
@@ -118,22 +122,26 @@ step() {
 # packages come from is read from the machine's own entries, so that a mirror or a proxy that is
 # configured there serves us too, and entries that are none of Debian's can't get in the way.
 read_package_index() {
-    local release=$1 file
+    local file
     mkdir -p "$scratch"/apt/{sources,lists/partial}
     for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-        [[ ! -r $file ]] || one_line_entries "$release" "$file" >>"$scratch/apt/sources/debian.list"
+        [[ ! -r $file ]] || one_line_entries "$file" >>"$scratch/apt/sources/debian.list"
     done
     for file in /etc/apt/sources.list.d/*.sources; do
-        [[ ! -r $file ]] || stanza_entries "$release" "$file" >>"$scratch/apt/sources/debian.sources"
+        [[ ! -r $file ]] || stanza_entries "$file" >>"$scratch/apt/sources/debian.sources"
     done
     cat "$scratch"/apt/sources/*
-    apt update
+    grep -q '^Types:\|^ *deb' "$scratch"/apt/sources/* || {
+        echo "no entry for main of $release in /etc/apt/sources.list or /etc/apt/sources.list.d"
+        return 1
+    }
+    apt update --error-on=any
 }
 
 # Debian's suites are named like the release; other archives name theirs otherwise, or have no
 # component main. Example: deb [signed-by=/x.gpg] http://mirror.example/debian bookworm main
 one_line_entries() {
-    awk -v suite="^$1(-updates|-security)?\$" '
+    awk -v suite="^$release(-updates|-security)?\$" '
         $1 == "deb" {
             fields = $0
             sub(/^[ \t]*deb[ \t]+(\[[^]]*\][ \t]*)?/, "", fields)
@@ -143,12 +151,12 @@ one_line_entries() {
                 sub(/deb/, "deb-src")
                 print
             }
-        }' "$2"
+        }' "$1"
 }
 
 # The same for the stanzas of deb822-style files (sources.list(5)), which may name several suites.
 stanza_entries() {
-    awk -v suites="\nSuites:([^\n]*[ \t])?$1([ \t\n]|-updates|-security)" '
+    awk -v suites="\nSuites:([^\n]*[ \t])?$release([ \t\n]|-updates|-security)" '
         BEGIN { RS = ""; ORS = "\n\n" }
         {
             stanza = "\n" $0 "\n"
@@ -157,7 +165,7 @@ stanza_entries() {
                 sub(/\nTypes:[^\n]*/, "\nTypes: deb deb-src", stanza)
                 print stanza
             }
-        }' "$2"
+        }' "$1"
 }
 
 # apt-get with our package index in place of the machine's.
@@ -173,22 +181,23 @@ apt() {
 
 install_missing_tools() {
     local missing=()
-    [[ -n $(type -P go) ]] || missing+=(golang-go)
     [[ -n $(type -P make) ]] || missing+=(make)
     [[ -n $(type -P rsync) ]] || missing+=(rsync)
     [[ -n $(type -P dpkg-source) ]] || missing+=(dpkg-dev)
     ((${#missing[@]} > 0)) || return 0
 
-    if ((EUID != 0)); then
-        [[ -n $(type -P sudo) ]] || fail "please install ${missing[*]} (there is no sudo to do it with)"
-        local as_root=(sudo DEBIAN_FRONTEND=noninteractive)
-    fi
+    ((EUID == 0)) || [[ -n $(type -P sudo) ]] ||
+        fail "please install ${missing[*]} (there is no sudo to do it with)"
     step "installing ${missing[*]}" install_packages "${missing[@]}"
 }
 
 install_packages() {
+    # A step has a shell of its own, so that this holds for this one only.
+    as_root=(env)
+    ((EUID == 0)) || as_root=(sudo env)
+    as_root+=(DEBIAN_FRONTEND=noninteractive)
     # Descriptor 9 is the lock; nothing that a package starts may keep it.
-    DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "$@" 9>&-
+    apt install --no-install-recommends "$@" 9>&-
 }
 
 # Unpacks packages without installing them: no service is started, and root is not needed.
@@ -214,7 +223,7 @@ fetch_kubernetes() {
 
 # Kubernetes 1.20 vendors reflect2 1.0.1, which reaches into the Go runtime and, compiled by Go 1.18
 # or later, panics whenever a map is decoded (annotations, LIST). Debian's packages have versions
-# that don't: https://github.com/modern-go/reflect2/pull/22. Its user json-iterator must match.
+# that don't, see https://github.com/kubernetes/client-go/issues/1048.
 replace_vendored_libraries() {
     unpack_packages golang-github-modern-go-reflect2-dev golang-github-json-iterator-go-dev
     local library vendored
@@ -230,21 +239,22 @@ replace_vendored_libraries() {
 compile_kubernetes() {
     cd "$scratch/source/kubernetes"
     local version
+    # Debian calls it 1.20.5+really1.20.2-1.1, for instance.
     version=$(dpkg-parsechangelog --show-field Version)
+    version=${version##*+really}
     version=${version%%[-+]*}
-    # The version comes from git otherwise, and a source package has none.
+    # The programs' version comes from git otherwise, and a source package has none.
     cat >"$scratch/version" <<END
-KUBE_GIT_COMMIT=
-KUBE_GIT_TREE_STATE=archive
 KUBE_GIT_VERSION=v$version
 KUBE_GIT_MAJOR=$(cut -d. -f1 <<<"$version")
 KUBE_GIT_MINOR=$(cut -d. -f2 <<<"$version")
 END
     # make, because it also generates code that the source lacks. Everything Go needs is vendored.
-    # Programs without symbols are a third smaller.
-    env -u GOFLAGS -u GOPATH -u MAKEFLAGS -u MAKELEVEL \
-        CGO_ENABLED=0 GOPROXY=off GOCACHE="$scratch/go-cache" KUBE_GIT_VERSION_FILE="$scratch/version" \
-        make WHAT="$(printf 'cmd/%s ' "${components[@]}")" GOLDFLAGS='-s -w'
+    local go=$scratch/root/usr/lib/go-1.19
+    env -u GOFLAGS -u GOLDFLAGS -u GOPATH -u MAKEFLAGS -u MAKELEVEL \
+        PATH="$go/bin:$PATH" GOROOT="$go" GOCACHE="$scratch/go-cache" GOPROXY=off CGO_ENABLED=0 \
+        KUBE_GIT_VERSION_FILE="$scratch/version" \
+        make WHAT="$(printf 'cmd/%s ' "${components[@]}")"
 }
 
 collect_programs() {

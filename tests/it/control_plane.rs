@@ -1,0 +1,468 @@
+//! A real control plane for the tests: etcd and kube-apiserver, with RBAC and own certificates.
+//!
+//! Where the programs come from is the business of `tests/control-plane.sh`. Everything here blocks,
+//! so that tests can call it whether or not they have an async runtime. Nothing stays behind when
+//! the test process ends, see [`ServerGroup`].
+
+mod certificates;
+mod kubeconfig;
+mod requests;
+mod scheduler;
+mod servers;
+mod tests;
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::wait::{LIMIT, try_wait_until};
+
+pub(crate) use certificates::Identity;
+pub(crate) use kubeconfig::User;
+pub(crate) use scheduler::{ElectionTimes, Scheduler};
+pub(crate) use servers::free_port;
+
+use certificates::{Authority, TokenKey};
+use requests::Requests;
+use servers::{Server, ServerGroup};
+
+/// A running control plane.
+///
+/// Other tests may use the [shared](Self::shared) one at the same time: a test makes its own
+/// namespace in it. A test that stops or kills a server starts its own control plane.
+pub(crate) struct ControlPlane {
+    // Dropped first: that ends all servers at once.
+    group: ServerGroup,
+    authority: Authority,
+    etcd_port: u16,
+    port: u16,
+    etcd: Mutex<Server>,
+    api_server: Mutex<Server>,
+    admin: Requests,
+    files: AtomicU32,
+}
+
+impl ControlPlane {
+    /// The control plane that all tests of this process share, started by the first that asks.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<ControlPlane> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// Starts a control plane of the caller's own, and waits until it is ready.
+    pub(crate) fn start() -> Self {
+        let group = ServerGroup::new();
+        let authority = Authority::new();
+        write_secrets(group.directory(), &authority);
+
+        let etcd_port = free_port();
+        let etcd = Mutex::new(start_etcd(&group, etcd_port));
+        wait_until_etcd_listens(&etcd, etcd_port);
+
+        let port = free_port();
+        let api_server = Mutex::new(start_api_server(&group, port, etcd_port));
+        let url = format!("https://127.0.0.1:{port}");
+        let admin = kubeconfig::content(&User::Admin, &url, "default", &authority);
+        let admin = Requests::new(admin);
+
+        let control_plane = Self {
+            group,
+            authority,
+            etcd_port,
+            port,
+            etcd,
+            api_server,
+            admin,
+            files: AtomicU32::new(0),
+        };
+        control_plane.wait_until_ready();
+        control_plane
+    }
+
+    // === Where it is ===
+
+    /// The API server's URL.
+    pub(crate) fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// The API server's port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of the API server's etcd, which asks nobody for a certificate.
+    pub(crate) fn etcd_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.etcd_port)
+    }
+
+    /// The directory of this control plane, which is removed with it; tests may write there too.
+    pub(crate) fn directory(&self) -> &Path {
+        self.group.directory()
+    }
+
+    /// The certificate of the authority that has signed the API server's certificate, as PEM.
+    pub(crate) fn ca_pem(&self) -> String {
+        self.authority.certificate()
+    }
+
+    // === Who asks ===
+
+    /// A client certificate for `user`, a member of `groups`.
+    pub(crate) fn client_certificate(&self, user: &str, groups: &[&str]) -> Identity {
+        self.authority.client(user, groups)
+    }
+
+    /// A client certificate for `user` that has expired.
+    pub(crate) fn expired_client_certificate(&self, user: &str) -> Identity {
+        self.authority.expired_client(user)
+    }
+
+    /// A client certificate for `user` in the old format that rustls refuses.
+    pub(crate) fn x509_v1_client_certificate(&self, user: &str) -> Identity {
+        self.authority.x509_v1_client(user)
+    }
+
+    /// A token of a service account, which is made if it doesn't exist.
+    pub(crate) fn token(&self, namespace: &str, service_account: &str) -> String {
+        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+        let account = json!({"metadata": {"name": service_account}});
+        let (status, answer) = self.raw(Method::POST, &accounts, Some(account));
+        assert!(
+            [201, 409].contains(&status),
+            "failed to make a service account: {answer}"
+        );
+        // Just above the ten minutes that are the least the API server issues.
+        let request = json!({"spec": {"expirationSeconds": 3600}});
+        let token = format!("{accounts}/{service_account}/token");
+        let answer = self.expect(201, Method::POST, &token, Some(request));
+        let token = answer["status"]["token"].as_str();
+        token
+            .expect("a TokenRequest is answered with a token")
+            .into()
+    }
+
+    /// Writes a kubeconfig file for `user`, with all it needs embedded.
+    pub(crate) fn kubeconfig(&self, user: User) -> PathBuf {
+        self.kubeconfig_at(&self.url(), "default", user)
+    }
+
+    /// Writes a kubeconfig file with another URL, such as a proxy's on this machine, and another
+    /// default namespace.
+    pub(crate) fn kubeconfig_at(&self, url: &str, namespace: &str, user: User) -> PathBuf {
+        let content = kubeconfig::content(&user, url, namespace, &self.authority);
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let path = self.directory().join(format!("kubeconfig-{number}"));
+        // JSON is YAML.
+        fs::write(&path, content.to_string())
+            .unwrap_or_else(|err| panic!("failed to write {}: {err}", path.display()));
+        path
+    }
+
+    // === Requests ===
+
+    /// Sends a request as the administrator, who may do everything, and returns the status and the
+    /// answer: JSON, or a string if it is none.
+    pub(crate) fn raw(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.admin
+            .send(&method, path, body)
+            .unwrap_or_else(|err| panic!("failed to {method} {path}: {err}"))
+    }
+
+    /// Sends a request as another user. The error says why there was no answer.
+    pub(crate) fn raw_as(
+        &self,
+        user: User,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(u16, Value), String> {
+        let kubeconfig = kubeconfig::content(&user, &self.url(), "default", &self.authority);
+        Requests::new(kubeconfig).send(&method, path, body)
+    }
+
+    /// Makes a namespace, which must not exist yet.
+    pub(crate) fn create_namespace(&self, name: &str) {
+        let namespace = json!({"metadata": {"name": name}});
+        self.expect(201, Method::POST, "/api/v1/namespaces", Some(namespace));
+    }
+
+    /// Reads a lease; `None` if there is none.
+    pub(crate) fn get_lease(&self, namespace: &str, name: &str) -> Option<Value> {
+        match self.raw(Method::GET, &lease_path(namespace, name), None) {
+            (200, lease) => Some(lease),
+            (404, _) => None,
+            (status, answer) => {
+                panic!("failed to read lease {namespace}/{name}: {status} {answer}")
+            }
+        }
+    }
+
+    /// Writes a lease and returns it as it was stored. It is made if there is none; otherwise `lease`
+    /// must be one that was read, and not have been written since.
+    pub(crate) fn put_lease(&self, namespace: &str, name: &str, mut lease: Value) -> Value {
+        lease["metadata"]["name"] = json!(name);
+        match self.raw(Method::PUT, &lease_path(namespace, name), Some(lease)) {
+            (200 | 201, lease) => lease,
+            (status, answer) => {
+                panic!("failed to write lease {namespace}/{name}: {status} {answer}")
+            }
+        }
+    }
+
+    /// Deletes a lease, if there is one.
+    pub(crate) fn delete_lease(&self, namespace: &str, name: &str) {
+        let (status, answer) = self.raw(Method::DELETE, &lease_path(namespace, name), None);
+        assert!(
+            [200, 404].contains(&status),
+            "failed to delete lease {namespace}/{name}: {answer}"
+        );
+    }
+
+    /// Runs kubectl as the administrator, with `input` as its standard input.
+    pub(crate) fn kubectl(&self, arguments: &[&str], input: &str) -> Output {
+        let own = programs().join("kubectl");
+        // The envtest tools have it, but whoever sets KUBEBUILDER_ASSETS need not.
+        let mut kubectl = Command::new(if own.exists() {
+            &own
+        } else {
+            Path::new("kubectl")
+        })
+        .args(arguments)
+        // It keeps what it has learnt about a server in its home directory.
+        .env("HOME", self.directory())
+        .env("KUBECONFIG", self.kubeconfig(User::Admin))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start kubectl, from the control plane's programs or from PATH");
+        let mut pipe = kubectl.stdin.take().expect("standard input is a pipe");
+        // A kubectl that doesn't read its input may have ended already.
+        let _ = pipe.write_all(input.as_bytes());
+        drop(pipe);
+        kubectl.wait_with_output().expect("wait for kubectl")
+    }
+
+    /// Runs etcdctl with the API server's etcd, for what shares no key with it (`etcdctl lock`).
+    pub(crate) fn etcdctl(&self) -> Command {
+        let mut etcdctl = Command::new(programs().join("etcdctl"));
+        etcdctl
+            .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_ENDPOINTS", self.etcd_url());
+        etcdctl
+    }
+
+    /// Starts kube-scheduler as a candidate for a lease: it is a real client-go elector. `None` if
+    /// there is no such program, which a directory given by KUBEBUILDER_ASSETS may lack.
+    pub(crate) fn start_scheduler(
+        &self,
+        namespace: &str,
+        lease: &str,
+        times: ElectionTimes,
+    ) -> Option<Scheduler> {
+        let program = programs().join("kube-scheduler");
+        program.exists().then(|| {
+            let kubeconfig = self.kubeconfig(User::Admin);
+            Scheduler::start(&self.group, &program, &kubeconfig, namespace, lease, times)
+        })
+    }
+
+    // === Trouble ===
+
+    /// Stops the API server with SIGSTOP: connections stay, and nothing is answered.
+    pub(crate) fn stop_api_server(&self) {
+        lock(&self.api_server).stop();
+    }
+
+    /// Lets a stopped API server continue.
+    pub(crate) fn continue_api_server(&self) {
+        lock(&self.api_server).resume();
+    }
+
+    /// Kills the API server: connections are reset, and new ones refused.
+    pub(crate) fn kill_api_server(&self) {
+        lock(&self.api_server).kill();
+    }
+
+    /// Starts a killed API server again, with the same port and data, and waits until it is ready.
+    pub(crate) fn start_api_server(&self) {
+        *lock(&self.api_server) = start_api_server(&self.group, self.port, self.etcd_port);
+        self.wait_until_ready();
+    }
+
+    /// Stops etcd with SIGSTOP: the API server takes requests, and answers few of them.
+    pub(crate) fn stop_etcd(&self) {
+        lock(&self.etcd).stop();
+    }
+
+    /// Lets a stopped etcd continue.
+    pub(crate) fn continue_etcd(&self) {
+        lock(&self.etcd).resume();
+    }
+
+    // === Helpers ===
+
+    fn expect(&self, expected: u16, method: Method, path: &str, body: Option<Value>) -> Value {
+        let (status, answer) = self.raw(method.clone(), path, body);
+        assert_eq!(status, expected, "{method} {path} was answered: {answer}");
+        answer
+    }
+
+    /// Waits until requests are served, RBAC has its default roles, and namespace `default` exists,
+    /// which the API server makes a little later.
+    fn wait_until_ready(&self) {
+        let answers = |path| matches!(self.admin.send(&Method::GET, path, None), Ok((200, _)));
+        let ready = try_wait_until(START_LIMIT, || {
+            if !lock(&self.api_server).is_running() {
+                return Some(false);
+            }
+            (answers("/readyz") && answers("/api/v1/namespaces/default")).then_some(true)
+        });
+        let server = lock(&self.api_server);
+        match ready {
+            Some(true) => {}
+            Some(false) => panic!("kube-apiserver ended at its start; {}", server.log_tail()),
+            None => panic!(
+                "kube-apiserver not ready in {START_LIMIT:?}; {}",
+                server.log_tail()
+            ),
+        }
+    }
+}
+
+/// Writes what the API server reads: certificates and keys.
+fn write_secrets(directory: &Path, authority: &Authority) {
+    let server = authority.server();
+    let tokens = TokenKey::new();
+    for (name, content) in [
+        ("ca.pem", authority.certificate()),
+        ("server.pem", server.certificate),
+        ("server.key", server.key),
+        ("tokens.key", tokens.private),
+        ("tokens.pem", tokens.public),
+    ] {
+        fs::write(directory.join(name), content).expect("write to a directory of our own");
+    }
+}
+
+fn start_etcd(group: &ServerGroup, port: u16) -> Server {
+    let program = programs().join("etcd");
+    let url = format!("http://127.0.0.1:{port}");
+    let peer_url = format!("http://127.0.0.1:{}", free_port());
+    let mut command = Command::new(&program);
+    command
+        .args([
+            "--name=only",
+            "--data-dir=etcd",
+            "--logger=zap",
+            "--log-level=warn",
+        ])
+        .arg("--log-outputs=stderr")
+        .arg(format!("--listen-client-urls={url}"))
+        .arg(format!("--advertise-client-urls={url}"))
+        .arg(format!("--listen-peer-urls={peer_url}"))
+        .arg(format!("--initial-advertise-peer-urls={peer_url}"))
+        .arg(format!("--initial-cluster=only={peer_url}"));
+    // From 3.5 on. Nobody needs the data after a power failure.
+    if output(&program, "--help").contains("--unsafe-no-fsync") {
+        command.arg("--unsafe-no-fsync");
+    }
+    group.start("etcd", &mut command)
+}
+
+/// The API server would wait for etcd as well, but only look again after a second.
+fn wait_until_etcd_listens(etcd: &Mutex<Server>, port: u16) {
+    let listens = || TcpStream::connect(("127.0.0.1", port)).ok();
+    if try_wait_until(LIMIT, listens).is_none() {
+        panic!("etcd doesn't listen; {}", lock(etcd).log_tail());
+    }
+}
+
+fn start_api_server(group: &ServerGroup, port: u16, etcd_port: u16) -> Server {
+    let program = programs().join("kube-apiserver");
+    let mut command = Command::new(&program);
+    command
+        .arg(format!("--etcd-servers=http://127.0.0.1:{etcd_port}"))
+        .arg(format!("--secure-port={port}"))
+        .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+        // There is no service to keep endpoints of, and none may be on the loopback interface.
+        .arg("--endpoint-reconciler-type=none")
+        .arg("--service-cluster-ip-range=10.0.0.0/24")
+        .args(["--client-ca-file=ca.pem", "--cert-dir=."])
+        .args([
+            "--tls-cert-file=server.pem",
+            "--tls-private-key-file=server.key",
+        ])
+        .arg("--service-account-key-file=tokens.pem")
+        .arg("--service-account-signing-key-file=tokens.key")
+        .arg("--service-account-issuer=https://kubernetes.default.svc")
+        .args(["--authorization-mode=RBAC", "--profiling=false"]);
+    // Up to 1.23 it listens without TLS too unless told not to, and from 1.24 on there is no such
+    // option.
+    if minor_version(&program) < 24 {
+        command.arg("--insecure-port=0");
+    }
+    group.start("kube-apiserver", &mut command)
+}
+
+/// The second number in, for instance, `Kubernetes v1.20.2`.
+fn minor_version(program: &Path) -> u32 {
+    let version = output(program, "--version");
+    let minor = version
+        .split('.')
+        .nth(1)
+        .and_then(|minor| minor.parse().ok());
+    minor.unwrap_or_else(|| panic!("{} has an odd version: {version}", program.display()))
+}
+
+fn output(program: &Path, option: &str) -> String {
+    let output = Command::new(program)
+        .arg(option)
+        .output()
+        .unwrap_or_else(|err| panic!("failed to run {}: {err}", program.display()));
+    // Some programs write their help to the one, some to the other.
+    let all = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// The directory of the control plane's programs, which are built if need be.
+fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/control-plane.sh");
+        // Its messages are shown: the first time, it takes minutes.
+        let output = Command::new(&script)
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap_or_else(|err| panic!("failed to run {}: {err}", script.display()));
+        assert!(
+            output.status.success(),
+            "{} failed, see above",
+            script.display()
+        );
+        let directory = String::from_utf8(output.stdout).expect("a path in UTF-8");
+        // KUBEBUILDER_ASSETS may be relative, and servers run in a directory of their own.
+        fs::canonicalize(directory.trim_end()).expect("the directory has just been checked")
+    })
+}
+
+fn lease_path(namespace: &str, name: &str) -> String {
+    format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
+}
+
+/// A panic in another test must not become one here.
+fn lock(server: &Mutex<Server>) -> MutexGuard<'_, Server> {
+    server.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Some three seconds, unless the machine has much else to do.
+const START_LIMIT: Duration = Duration::from_secs(120);

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 /// How long a test waits for what should take well under a second. Generous, because a loaded
 /// machine may run a test many times slower; a test that passes never waits this long.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Returns what `condition` finds as soon as it finds something, and panics with what was awaited if
 /// it has found nothing within `limit`.
 #[track_caller]
-pub fn wait_until<T>(
+pub(crate) fn wait_until<T>(
     what: impl Display,
     limit: Duration,
     condition: impl FnMut() -> Option<T>,
@@ -23,7 +23,7 @@ pub fn wait_until<T>(
 }
 
 /// The same for a caller that has more to say about why it failed.
-pub fn try_wait_until<T>(
+pub(crate) fn try_wait_until<T>(
     limit: Duration,
     mut condition: impl FnMut() -> Option<T>,
 ) -> Option<T> {

@@ -8,59 +8,68 @@ use rcgen::{
 
 /// A certificate with its private key, both as PEM.
 #[derive(Clone, Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The certificate.
-    pub certificate: String,
+    pub(crate) certificate: String,
     /// Its private key (PKCS #8).
-    pub key: String,
+    pub(crate) key: String,
 }
 
 /// Signs the certificates of the API server and of its clients.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: Certificate,
 }
 
 impl Authority {
     /// Makes an authority of its own, so that no other control plane trusts its certificates.
-    pub fn new() -> Authority {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "test-ca");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test-ca");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let key = generate_key();
-        let certificate = params.self_signed(&key).expect("sign the authority's certificate");
-        Authority { issuer: Issuer::new(params, key), certificate }
+        let certificate = params
+            .self_signed(&key)
+            .expect("sign the authority's certificate");
+        Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+        }
     }
 
     /// The authority's certificate as PEM: what a client must trust.
-    pub fn certificate(&self) -> String {
+    pub(crate) fn certificate(&self) -> String {
         self.certificate.pem()
     }
 
     /// A certificate for a server on this machine.
-    pub fn server(&self) -> Identity {
+    pub(crate) fn server(&self) -> Identity {
         let names = ["localhost", "127.0.0.1", "::1"].map(String::from);
         let mut params = CertificateParams::new(names).expect("the names are valid");
-        params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "kube-apiserver");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let (certificate, key) = self.sign(params);
-        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+        self.issue(params)
     }
 
     /// A client certificate, which the API server takes for `user`, a member of `groups`.
-    pub fn client(&self, user: &str, groups: &[&str]) -> Identity {
-        let (certificate, key) = self.sign(client_params(user, groups));
-        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+    pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Identity {
+        self.issue(client_params(user, groups))
     }
 
     /// A client certificate that was valid once.
-    pub fn expired_client(&self, user: &str) -> Identity {
+    pub(crate) fn expired_client(&self, user: &str) -> Identity {
         let mut params = client_params(user, &[]);
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2020, 1, 2);
-        let (certificate, key) = self.sign(params);
-        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+        self.issue(params)
     }
 
     /// A client certificate in the format of X.509 version 1, as some distributions of Kubernetes
@@ -69,7 +78,7 @@ impl Authority {
     /// No library writes this format any more. It is version 3 without the version number, which is
     /// the first field, and without the extensions, which are the last; so we take them out of a
     /// certificate and sign it again.
-    pub fn x509_v1_client(&self, user: &str) -> Identity {
+    pub(crate) fn x509_v1_client(&self, user: &str) -> Identity {
         let (certificate, key) = self.sign(client_params(user, &[]));
         let [body, algorithm, _signature] = &der_fields(der_content(certificate.der()))[..] else {
             panic!("a certificate has three fields (RFC 5280, 4.1)");
@@ -83,34 +92,50 @@ impl Authority {
         // The leading zero is the number of unused bits of the bit string.
         let signature = der(DER_BIT_STRING, &[&[0], &signature[..]].concat());
         let certificate = der(DER_SEQUENCE, &[&body, *algorithm, &signature].concat());
-        Identity { certificate: pem_certificate(&certificate), key: key.serialize_pem() }
+        Identity {
+            certificate: pem_certificate(&certificate),
+            key: key.serialize_pem(),
+        }
+    }
+
+    fn issue(&self, params: CertificateParams) -> Identity {
+        let (certificate, key) = self.sign(params);
+        Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
     }
 
     fn sign(&self, params: CertificateParams) -> (Certificate, KeyPair) {
         let key = generate_key();
-        let certificate = params.signed_by(&key, &self.issuer).expect("sign a certificate");
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .expect("sign a certificate");
         (certificate, key)
     }
 }
 
 /// A key to sign tokens of service accounts with, and the public key to check them, as PEM.
-pub struct TokenKey {
+pub(crate) struct TokenKey {
     /// The private key (PKCS #8).
-    pub private: String,
+    pub(crate) private: String,
     /// The public key. The API server wouldn't find it in a private key of this format.
-    pub public: String,
+    pub(crate) public: String,
 }
 
 impl TokenKey {
     /// Generates an ECDSA key: tokens are signed with ES256.
-    pub fn new() -> TokenKey {
+    pub(crate) fn new() -> Self {
         let key = generate_key();
-        TokenKey { private: key.serialize_pem(), public: key.public_key_pem() }
+        Self {
+            private: key.serialize_pem(),
+            public: key.public_key_pem(),
+        }
     }
 }
 
 /// Base64 for the fields of a kubeconfig whose names end with `-data`.
-pub fn base64(data: &str) -> serde_json::Value {
+pub(crate) fn base64(data: &str) -> serde_json::Value {
     serde_json::to_value(ByteString(data.into())).expect("bytes can be serialized")
 }
 
@@ -120,7 +145,9 @@ fn client_params(user: &str, groups: &[&str]) -> CertificateParams {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, user);
     for group in groups {
-        params.distinguished_name.push(DnType::OrganizationName, *group);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, *group);
     }
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params
@@ -179,7 +206,10 @@ fn pem_certificate(der: &[u8]) -> String {
         .step_by(64)
         .map(|start| &base64[start..base64.len().min(start + 64)])
         .collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 const DER_BIT_STRING: u8 = 0x03;

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 /// - the *janitor*, outside of that group, which then kills it and removes the directory.
 ///
 /// There is no moment at which a server runs that the janitor wouldn't find.
-pub struct ServerGroup {
+pub(crate) struct ServerGroup {
     directory: PathBuf,
     anchor: Child,
     janitor: Child,
@@ -32,7 +32,7 @@ pub struct ServerGroup {
 
 impl ServerGroup {
     /// Makes a new directory, and an empty group.
-    pub fn new() -> ServerGroup {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::Builder::new()
             .prefix("lease-exec-control-plane-")
             .tempdir()
@@ -46,8 +46,7 @@ impl ServerGroup {
             .process_group(0)
             .spawn()
             .expect("start the anchor");
-        // In a group of its own, so that Ctrl-C in the terminal doesn't reach it. SIGKILL takes
-        // effect a little later than kill(1) returns, and until then a server may still make files.
+        // In a group of its own, so that Ctrl-C in the terminal doesn't reach it.
         let janitor = Command::new("sh")
             .args(["-c", JANITOR, "janitor", &anchor.id().to_string()])
             .arg(&directory)
@@ -56,21 +55,26 @@ impl ServerGroup {
             .process_group(0)
             .spawn()
             .expect("start the janitor");
-        ServerGroup { directory, anchor, janitor, lifeline: Some(lifeline) }
+        Self {
+            directory,
+            anchor,
+            janitor,
+            lifeline: Some(lifeline),
+        }
     }
 
     /// The directory for all that servers and tests write.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// The process group of the servers.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         pid(&self.anchor)
     }
 
     /// Starts a server in the group. Its output goes to `NAME.log` in the directory.
-    pub fn start(&self, name: &str, command: &mut Command) -> Server {
+    pub(crate) fn start(&self, name: &str, command: &mut Command) -> Server {
         let log = self.directory.join(format!("{name}.log"));
         let output = File::options()
             .create(true)
@@ -85,7 +89,11 @@ impl ServerGroup {
             .process_group(self.pid().as_raw())
             .spawn()
             .unwrap_or_else(|err| panic!("failed to start {name}: {err}"));
-        Server { name: name.into(), child, log }
+        Server {
+            name: name.into(),
+            child,
+            log,
+        }
     }
 }
 
@@ -98,10 +106,12 @@ impl Drop for ServerGroup {
     }
 }
 
+/// SIGKILL takes effect a little later than `kill` returns, and until then a server may still make
+/// files, so that removing the directory may have to be tried again.
 const JANITOR: &str = r#"
 trap '' HUP INT TERM
 cat
-kill -KILL -- "-$1" 2>/dev/null
+kill -s KILL -- "-$1" 2>/dev/null
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf -- "$2" 2>/dev/null && break
     sleep 0.1
@@ -109,7 +119,7 @@ done
 "#;
 
 /// A server process, killed when it is dropped.
-pub struct Server {
+pub(crate) struct Server {
     name: String,
     child: Child,
     log: PathBuf,
@@ -117,48 +127,54 @@ pub struct Server {
 
 impl Server {
     /// The server's process.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         pid(&self.child)
     }
 
     /// Whether the process is still there; a stopped one is.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Stops the process with SIGSTOP: it keeps its connections and answers nothing.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&mut self) {
         self.signal(Signal::SIGSTOP);
     }
 
     /// Lets a stopped process continue.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&mut self) {
         self.signal(Signal::SIGCONT);
     }
 
     /// Kills the process, stopped or not, and waits for its end.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // Both fail only if the process has ended and been waited for, which is what we want.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// All that the server has written.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         // A log that is gone with its directory is as good as an empty one.
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// The last lines of the log, to be shown when something went wrong.
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let tail = &lines[lines.len().saturating_sub(30)..];
         format!("the last lines of {}:\n{}", self.name, tail.join("\n"))
     }
 
-    fn signal(&self, signal: Signal) {
-        // The pid is ours until we have waited for the child, and only `kill` does that.
+    fn signal(&mut self, signal: Signal) {
+        // Once we know of its end, the pid may be somebody else's.
+        assert!(
+            self.is_running(),
+            "{} has ended; {}",
+            self.name,
+            self.log_tail()
+        );
         kill(self.pid(), signal)
             .unwrap_or_else(|err| panic!("failed to send {signal} to {}: {err}", self.name));
     }
@@ -174,7 +190,7 @@ impl Drop for Server {
 ///
 /// Not one that the kernel chooses: it takes those, by default from 32768 up, for outgoing
 /// connections too, and a server must find its port free again after a restart.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;

@@ -1,0 +1,272 @@
+//! The only loop, and the only place that asks the time: it turns the world into the election's
+//! events, and the election's actions into the world.
+//!
+//! ```text
+//!  store ── reply, change ──┐
+//!  guard ── report ─────────┼─▶ Event ─▶ election ─▶ Action ─▶ store, guard, log, exit
+//!  signals ── received ─────┤
+//!  clock ── deadline ───────┘
+//! ```
+//!
+//! Must not: hold a condition about leases.
+
+use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
+
+use futures_util::future::{Either, pending};
+use tokio::{sync::mpsc, time};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    clock::Now,
+    election::{Action, Election, Event, NotStarted, Reply, Report, RequestId, Settings, Term},
+    exit::Exit,
+    signals::Received,
+    store::{Change, Failure, FailureKind, Store, Watch},
+    supervisor::{self, Deadline, Supervisor},
+};
+
+/// How an election ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// The exit code.
+    pub exit: Exit,
+    /// What is left to say, as one sentence.
+    pub message: Option<String>,
+}
+
+/// What the driver connects.
+#[derive(Debug)]
+pub struct Parts<S> {
+    /// Where the lease lives.
+    pub store: S,
+    /// The processes.
+    pub supervisor: Supervisor,
+    /// The signals that arrive; they have been forwarded to the command already.
+    pub signals: mpsc::Receiver<Received>,
+    /// The lease's namespace and name, for people and for the command.
+    pub lease: (String, String),
+}
+
+/// A request under way.
+type Request = Pin<Box<dyn Future<Output = (RequestId, Reply)>>>;
+
+/// Contends for the lease, runs the command, and returns when nothing of it is left, or when there
+/// is no more to be done about it.
+pub async fn run<S: Store + 'static>(parts: Parts<S>, settings: Settings) -> Ending {
+    let driver = Driver {
+        store: Rc::new(parts.store),
+        watch: None,
+        request: None,
+        supervisor: parts.supervisor,
+        signals: parts.signals,
+        lease: format!("{}/{}", parts.lease.0, parts.lease.1),
+        environment: vec![
+            ("LEASE_NAME", parts.lease.1),
+            ("LEASE_NAMESPACE", parts.lease.0),
+            ("LEASE_HOLDER_IDENTITY", settings.identity.to_string()),
+        ],
+        request_timeout: settings.timing.request_timeout,
+    };
+    driver.run(settings).await
+}
+
+struct Driver<S: Store> {
+    store: Rc<S>,
+    watch: Option<S::Watch>,
+    request: Option<Request>,
+    supervisor: Supervisor,
+    signals: mpsc::Receiver<Received>,
+    lease: String,
+    environment: Vec<(&'static str, String)>,
+    request_timeout: Duration,
+}
+
+impl<S: Store + 'static> Driver<S> {
+    async fn run(mut self, settings: Settings) -> Ending {
+        info!(lease = %self.lease, identity = %settings.identity, "attempting to acquire the lease");
+        let mut election = Election::new(settings, Now::read());
+        loop {
+            while let Some(action) = election.poll() {
+                if let Some(ending) = self.carry_out(action) {
+                    self.supervisor.finish();
+                    return ending;
+                }
+            }
+            let deadline = election.deadline(Now::read());
+            let event = self.next_event(deadline).await;
+            debug!(?event, "event");
+            election.handle(Now::read(), event);
+        }
+    }
+
+    /// Waits for whatever happens first. All of these may be dropped and asked again.
+    async fn next_event(&mut self, deadline: Option<Duration>) -> Event {
+        loop {
+            let sleep = match deadline {
+                Some(deadline) => Either::Left(time::sleep(deadline)),
+                None => Either::Right(pending()),
+            };
+            tokio::select! {
+                // The order of importance: what stops us comes before what prolongs.
+                biased;
+                report = self.supervisor.next() => {
+                    if let Some(event) = self.on_report(report) {
+                        return event;
+                    }
+                }
+                Some(received) = self.signals.recv() => {
+                    return Event::Signalled { signal: received.signal, ends: received.ends() };
+                }
+                change = next_change(&mut self.watch) => {
+                    if matches!(change, Change::Ended(_) | Change::Refused(_)) {
+                        self.watch = None;
+                    }
+                    return Event::Changed(change);
+                }
+                (id, reply) = next_reply(&mut self.request) => {
+                    self.request = None;
+                    return Event::Reply(id, reply);
+                }
+                () = sleep => return Event::Wake,
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Ending> {
+        match action {
+            Action::Read(id) => {
+                let store = Rc::clone(&self.store);
+                let limit = self.request_timeout;
+                self.request = Some(Box::pin(async move {
+                    (id, Reply::Read(within(limit, store.read()).await))
+                }));
+            }
+            Action::Write(id, write) => {
+                let store = Rc::clone(&self.store);
+                let limit = self.request_timeout;
+                self.request = Some(Box::pin(async move {
+                    (id, Reply::Written(within(limit, store.write(write)).await))
+                }));
+            }
+            Action::Watch(version) => self.watch = Some(self.store.watch(Some(version))),
+            Action::Start(term) => self.start(term),
+            Action::Extend { sent, kill_deadline } => {
+                self.supervisor.extend(Deadline { sent, kill_after: kill_deadline });
+            }
+            Action::Terminate => self.supervisor.terminate(),
+            Action::Kill => self.supervisor.kill(),
+            Action::Report(report) => self.tell(report),
+            Action::Exit(exit, message) => return Some(Ending { exit, message }),
+        }
+        None
+    }
+
+    fn start(&mut self, term: Term) {
+        let mut environment = self.environment.clone();
+        environment.push(("LEASE_TRANSITIONS", term.transitions.to_string()));
+        environment.push(("LEASE_UID", term.uid.0));
+        environment.push(("LEASE_FENCING_TOKEN", term.token.to_string()));
+        let deadline = Deadline { sent: term.sent, kill_after: term.kill_deadline };
+        self.supervisor.start(deadline, &environment);
+    }
+
+    /// What the guard says, as an event of the election.
+    fn on_report(&self, report: supervisor::Report) -> Option<Event> {
+        use supervisor::Report as Said;
+        let lease = &self.lease;
+        match report {
+            Said::Started { pid } => {
+                info!(%lease, pid, "started the command");
+                None
+            }
+            Said::ExecFailed(error) => {
+                error!(%lease, "{error}");
+                Some(Event::NotStarted(NotStarted::Refused(error.exit())))
+            }
+            Said::NotStarted(supervisor::NotStarted::Cancelled(signal)) => {
+                Some(Event::NotStarted(NotStarted::Cancelled(signal)))
+            }
+            Said::NotStarted(supervisor::NotStarted::TooLate) => {
+                Some(Event::NotStarted(NotStarted::TooLate))
+            }
+            Said::Stopped(signal) => {
+                warn!(%lease, signal, "refused to stop the command: a stopped holder could not renew");
+                None
+            }
+            Said::Ended { status, at } => {
+                info!(%lease, "the command ended: {status}");
+                Some(Event::Ended { exit: status.into(), at })
+            }
+            Said::Empty => Some(Event::TreeGone),
+            Said::Survivors(survivors) => {
+                let survivors = survivors.iter().map(ToString::to_string).collect::<Vec<_>>();
+                Some(Event::TreeStuck { survivors: survivors.join(", ") })
+            }
+            Said::GuardDied { empty } => Some(Event::GuardDied { proven: empty }),
+        }
+    }
+
+    /// One line for one change of state.
+    fn tell(&self, report: Report) {
+        let lease = &self.lease;
+        match report {
+            Report::HeldBy { holder, duration } => {
+                info!(%lease, %holder, ?duration, "waiting: somebody else holds the lease");
+            }
+            Report::Unreachable(message) => warn!(%lease, "can't reach the store: {message}"),
+            Report::Reachable => info!(%lease, "the store answers again"),
+            Report::Polling(message) => warn!(%lease, "polling instead of watching: {message}"),
+            Report::Acquired { token, transitions, taken_from: None } => {
+                info!(%lease, %token, transitions, "acquired the lease");
+            }
+            Report::Acquired { token, transitions, taken_from: Some(holder) } => {
+                info!(%lease, %token, transitions, %holder, "acquired the lease, whose holder had let it run out");
+            }
+            Report::Quarantined(duration) => {
+                info!(%lease, ?duration, "the lease is young: waiting before the command starts");
+            }
+            Report::RenewFailed { message, left } => {
+                warn!(%lease, ?left, "failed to renew the lease: {message}");
+            }
+            Report::Renewed => info!(%lease, "renewed the lease again"),
+            Report::Lost(message) => error!(%lease, "lost the lease: {message}"),
+            Report::Killing => warn!(%lease, "killing the command's whole tree"),
+            Report::Stuck(survivors) => {
+                error!(%lease, "the command's tree is not proven dead: {survivors}");
+            }
+            Report::Released => info!(%lease, "released the lease"),
+            Report::NotReleased(message) => {
+                warn!(%lease, "did not release the lease: {message}");
+            }
+        }
+    }
+}
+
+/// Puts a limit on one attempt. What is dropped then may still be carried out.
+async fn within<T>(
+    limit: Duration,
+    attempt: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    time::timeout(limit, attempt).await.unwrap_or_else(|_| {
+        let limit = humantime::format_duration(limit);
+        Err(Failure {
+            kind: FailureKind::Unreachable,
+            message: format!("no answer within {limit}"),
+            retry_after: None,
+        })
+    })
+}
+
+async fn next_change<W: Watch>(watch: &mut Option<W>) -> Change {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => pending().await,
+    }
+}
+
+async fn next_reply(request: &mut Option<Request>) -> (RequestId, Reply) {
+    match request {
+        Some(request) => request.await,
+        None => pending().await,
+    }
+}

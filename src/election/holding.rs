@@ -1,0 +1,689 @@
+//! A holder: from the write that acquired the lease until it is released or lost.
+
+use std::time::Duration;
+
+use super::{
+    Action, Event, Next, NotStarted, Reply, Report, Term,
+    outbox::{Acquires, Attempt, Outbox, Pending, Timer},
+    waiting::Waiting,
+};
+use crate::{
+    clock::{Instant, Now, WallTime},
+    exit::Exit,
+    lease::{Claim, Identity, Record, Version},
+    store::{Change, Failure, FailureKind, Outcome},
+};
+
+/// How often a release is tried. It costs at most as many request timeouts, while whoever stops us
+/// waits; the lease runs out by itself after its duration.
+const RELEASES: u32 = 3;
+
+/// client-go's value for a released lease: the API refuses 0.
+const RELEASED_DURATION: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Holding {
+    /// When the election began; `--wait` counts from it if the lease is lost before the command
+    /// started.
+    started: Instant,
+    /// What is stored, as far as we know: our last good write, or somebody's edit of it.
+    claim: Claim,
+    /// The stamp of our last good write.
+    stamp: Option<WallTime>,
+    /// Just before our last good write was sent: the term counts from here.
+    sent: Instant,
+    /// The version of the write that acquired.
+    token: Version,
+    /// The newest version that was seen, also in watch events.
+    seen: Version,
+    phase: Phase,
+    /// When to send the next renewal.
+    renewal: Timer,
+    /// Read before the next write, because the fate of the last one is unknown.
+    doubt: bool,
+    conflicts: u32,
+    release: Release,
+    /// Renewals fail, and the user was told.
+    failing: bool,
+    /// The command's own end.
+    ended: Option<(Exit, Instant)>,
+    lost: Option<Lost>,
+    /// `--kill-after`, running.
+    kill_after: Option<Timer>,
+    killed: bool,
+    /// The tree was sent SIGKILL and could not be proven dead in time.
+    stuck: bool,
+    /// How to end although no command ended.
+    verdict: Option<(Exit, Option<String>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing of the command runs yet; it may start once this much has been observed to pass.
+    Preparing {
+        since: Instant,
+        quarantine: Duration,
+    },
+    /// The command was ordered to start, and its tree is not proven dead.
+    Running,
+    /// Nothing of the command runs any more; only the release is left.
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Release {
+    /// It was tried this often.
+    Due { tries: u32 },
+    /// It has succeeded, or there is nothing to release.
+    Settled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lost {
+    at: Instant,
+    /// Not by the deadline but because the lease was seen in other hands: nothing is written any
+    /// more.
+    by_evidence: bool,
+}
+
+impl Holding {
+    pub(super) fn new(outbox: &Outbox, started: Instant, sent: Instant, claim: Claim) -> Self {
+        Self {
+            started,
+            stamp: claim.record.renew_time,
+            sent,
+            token: claim.version.clone(),
+            seen: claim.version.clone(),
+            claim,
+            phase: Phase::Preparing {
+                since: sent,
+                quarantine: Duration::ZERO,
+            },
+            renewal: Timer {
+                since: sent,
+                after: outbox.settings.timing.retry_period,
+            },
+            doubt: false,
+            conflicts: 0,
+            release: Release::Due { tries: 0 },
+            failing: false,
+            ended: None,
+            lost: None,
+            kill_after: None,
+            killed: false,
+            stuck: false,
+            verdict: None,
+        }
+    }
+
+    /// Lets the command start only once `quarantine` has passed.
+    pub(super) fn quarantine(&mut self, now: Instant, quarantine: Duration) {
+        self.phase = Phase::Preparing {
+            since: now,
+            quarantine,
+        };
+    }
+
+    /// Tells the user of the new term.
+    pub(super) fn announce(&self, outbox: &mut Outbox, taken_from: Option<Identity>) {
+        outbox.report(Report::Acquired {
+            token: self.token.clone(),
+            transitions: self.claim.record.transitions,
+            taken_from,
+        });
+        if let Phase::Preparing { quarantine, .. } = self.phase
+            && !quarantine.is_zero()
+        {
+            outbox.report(Report::Quarantined(quarantine));
+        }
+    }
+
+    /// Ends without starting the command: only the release is left.
+    pub(super) fn abandon(&mut self, now: Instant, exit: Exit, message: Option<String>) {
+        self.gone(now);
+        self.verdict = Some((exit, message));
+    }
+
+    /// Nothing of the command runs any more: no renewal is sent from here on, and the release at
+    /// once.
+    fn gone(&mut self, now: Instant) {
+        self.phase = Phase::Gone;
+        self.renewal = at_once(now);
+    }
+
+    pub(super) fn handle(&mut self, outbox: &mut Outbox, now: Now, event: Event) -> Next {
+        self.check_deadlines(outbox, now.at);
+        match event {
+            Event::Wake => {}
+            Event::Reply(_, reply) => self.on_reply(outbox, now, reply),
+            Event::Changed(change) => self.on_change(outbox, now.at, change),
+            Event::Signalled { signal, ends } => self.on_signal(outbox, now.at, signal, ends),
+            Event::Ended { exit, at } => self.ended = Some((exit, at)),
+            Event::NotStarted(reason) => self.on_not_started(now.at, reason),
+            Event::TreeGone => self.gone(now.at),
+            Event::TreeStuck { survivors } => {
+                self.stuck = true;
+                outbox.report(Report::Stuck(survivors));
+            }
+            Event::GuardDied { proven } => {
+                if proven {
+                    self.gone(now.at);
+                } else {
+                    self.stuck = true;
+                }
+                if self.lost.is_none() {
+                    self.verdict =
+                        Some((Exit::Internal, Some("the guard process died".to_owned())));
+                }
+                if self.stuck {
+                    outbox.exit(
+                        Exit::Survivors,
+                        Some(
+                            "the guard process died and its command's tree \
+                        could not be proven dead"
+                                .to_owned(),
+                        ),
+                    );
+                    return Next::Over;
+                }
+            }
+        }
+        self.plan(outbox, now)
+    }
+
+    // === Deadlines ===
+
+    /// Acts on what time alone decides. It comes before every event: after a pause the news may be
+    /// good, but the deadline has passed.
+    fn check_deadlines(&mut self, outbox: &mut Outbox, now: Instant) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        let timing = &outbox.settings.timing;
+        let held = now.held_since(self.sent);
+        if self.lost.is_none() && held >= self.renew_deadline(outbox) {
+            let duration = humantime::format_duration(timing.renew_deadline);
+            let message = format!("no renewal has succeeded for {duration}");
+            self.lost = Some(Lost {
+                at: now,
+                by_evidence: false,
+            });
+            outbox.report(Report::Lost(message));
+            outbox.act(Action::Terminate);
+        }
+        let asked = self.kill_after.is_some_and(|timer| timer.is_due(now));
+        let overdue = held >= self.kill_deadline(outbox)
+            || self
+                .kill_timer(outbox)
+                .is_some_and(|timer| timer.is_due(now));
+        if !self.killed && (asked || overdue) {
+            self.killed = true;
+            outbox.report(Report::Killing);
+            outbox.act(Action::Kill);
+        }
+    }
+
+    /// When SIGTERM is due for want of a renewal, counted from `sent`.
+    fn renew_deadline(&self, outbox: &Outbox) -> Duration {
+        outbox
+            .settings
+            .timing
+            .renew_deadline
+            .min(self.kill_deadline(outbox))
+    }
+
+    /// When SIGKILL is due for want of a renewal, counted from `sent`.
+    fn kill_deadline(&self, outbox: &Outbox) -> Duration {
+        // A record without a duration counts as run out to client-go.
+        let recorded = self.claim.record.duration.unwrap_or_default();
+        outbox.settings.timing.kill_deadline_for(recorded)
+    }
+
+    /// The end of the grace of a loss. The guard kills at the term's own deadline whatever we do;
+    /// this counts from the loss, for a term that was prolonged while the command was ending.
+    fn kill_timer(&self, outbox: &Outbox) -> Option<Timer> {
+        let lost = self.lost?;
+        let grace = self
+            .kill_deadline(outbox)
+            .saturating_sub(self.renew_deadline(outbox));
+        Some(Timer {
+            since: lost.at,
+            after: grace,
+        })
+    }
+
+    pub(super) fn deadline(&self, outbox: &Outbox, now: Instant) -> Option<Duration> {
+        let left = |after: Duration| after.saturating_sub(now.held_since(self.sent));
+        let mut next = Vec::with_capacity(5);
+        if self.phase == Phase::Running {
+            if self.lost.is_none() {
+                next.push(left(self.renew_deadline(outbox)));
+            }
+            if !self.killed {
+                next.push(left(self.kill_deadline(outbox)));
+                next.extend(self.kill_timer(outbox).map(|timer| timer.left(now)));
+                next.extend(self.kill_after.map(|timer| timer.left(now)));
+            }
+        }
+        if outbox.is_idle() && self.may_write() {
+            next.push(self.renewal.left(now));
+            if self.phase != Phase::Gone {
+                next.extend(outbox.next_watch(now));
+            }
+            if let Phase::Preparing { since, quarantine } = self.phase {
+                // Once the quarantine is over, a preparing holder waits for a renewal only.
+                let quiet = quarantine.saturating_sub(now.observed_since(since));
+                next.extend(Some(quiet).filter(|quiet| !quiet.is_zero()));
+            }
+        }
+        next.into_iter().min()
+    }
+
+    fn may_write(&self) -> bool {
+        !self.lost.is_some_and(|lost| lost.by_evidence)
+    }
+
+    // === What is next ===
+
+    fn plan(&mut self, outbox: &mut Outbox, now: Now) -> Next {
+        if self.phase == Phase::Running
+            && self.stuck
+            && let Some(lost) = self.lost
+            && (lost.by_evidence || self.killed)
+        {
+            outbox.exit(Exit::Survivors, None);
+            return Next::Over;
+        }
+        if !self.may_write() {
+            return self.plan_after_evidence(outbox);
+        }
+        if !outbox.is_idle() {
+            return Next::Stay;
+        }
+        if self.phase == Phase::Gone {
+            return self.plan_release(outbox, now);
+        }
+        if self.doubt && self.renewal.is_due(now.at) {
+            outbox.read();
+            return Next::Stay;
+        }
+        if self.renewal.is_due(now.at) {
+            self.renew(outbox, now);
+            return Next::Stay;
+        }
+        if let Phase::Preparing { since, quarantine } = self.phase
+            && now.at.observed_since(since) >= quarantine
+            && !self.doubt
+        {
+            self.start_or_renew(outbox, now);
+        }
+        outbox.keep_watching(now.at, &self.seen);
+        Next::Stay
+    }
+
+    /// Starts the command if enough of the term is left, and otherwise renews first.
+    fn start_or_renew(&mut self, outbox: &mut Outbox, now: Now) {
+        let used = now.at.held_since(self.sent);
+        if used > outbox.settings.timing.lease_duration / 2 || used >= self.renew_deadline(outbox) {
+            self.renew(outbox, now);
+            return;
+        }
+        self.phase = Phase::Running;
+        outbox.act(Action::Start(Term {
+            token: self.token.clone(),
+            uid: self.claim.uid.clone(),
+            transitions: self.claim.record.transitions,
+            sent: self.sent,
+            kill_deadline: self.kill_deadline(outbox),
+        }));
+    }
+
+    fn renew(&mut self, outbox: &mut Outbox, now: Now) {
+        let record = Record {
+            holder: Some(outbox.settings.identity.clone()),
+            duration: Some(outbox.settings.timing.lease_duration),
+            ..self.claim.record.clone()
+        };
+        outbox.write(now, Some(self.claim.clone()), record, Acquires::No);
+    }
+
+    /// The lease is somebody else's: wait for the proof that the tree is dead, and write nothing.
+    fn plan_after_evidence(&self, outbox: &mut Outbox) -> Next {
+        match self.phase {
+            Phase::Running => Next::Stay,
+            Phase::Gone => self.end(outbox),
+            // Nothing ran, so nothing is lost: contend again.
+            Phase::Preparing { .. } => {
+                outbox.answered();
+                outbox.settle_all();
+                Next::Wait(Waiting::new(self.started))
+            }
+        }
+    }
+
+    /// Gives the lease back, if it is still as we wrote it last.
+    fn plan_release(&mut self, outbox: &mut Outbox, now: Now) -> Next {
+        let Release::Due { tries } = self.release else {
+            return self.end(outbox);
+        };
+        if tries == RELEASES {
+            outbox.report(Report::NotReleased(
+                "the API server did not take it back".to_owned(),
+            ));
+            return self.end(outbox);
+        }
+        if !self.renewal.is_due(now.at) {
+            return Next::Stay;
+        }
+        self.release = Release::Due { tries: tries + 1 };
+        if self.doubt {
+            outbox.read();
+            return Next::Stay;
+        }
+        let record = Record {
+            holder: None,
+            duration: Some(RELEASED_DURATION),
+            ..self.claim.record.clone()
+        };
+        outbox.write(now, Some(self.claim.clone()), record, Acquires::Yes);
+        Next::Stay
+    }
+
+    fn end(&self, outbox: &mut Outbox) -> Next {
+        if let Some((exit, message)) = &self.verdict {
+            outbox.exit(*exit, message.clone());
+            return Next::Over;
+        }
+        // A command that ended by itself before the loss has done its work.
+        let exit = match (self.ended, self.lost) {
+            (Some((exit, at)), Some(lost)) if at.boot < lost.at.boot => exit,
+            (_, Some(_)) => Exit::Lost,
+            (Some((exit, _)), None) => exit,
+            (None, None) => Exit::Internal,
+        };
+        outbox.exit(exit, None);
+        Next::Over
+    }
+
+    // === Answers ===
+
+    fn on_reply(&mut self, outbox: &mut Outbox, now: Now, reply: Reply) {
+        match (outbox.answered(), reply) {
+            (Some(Pending::Write(_, attempt)), Reply::Written(result))
+                if self.phase == Phase::Gone =>
+            {
+                self.on_release_reply(outbox, now.at, attempt, result);
+            }
+            (Some(Pending::Write(_, attempt)), Reply::Written(Ok(Outcome::Written(claim)))) => {
+                self.conflicts = 0;
+                if claim.version < self.seen {
+                    // Something newer was seen: read back what became of our write.
+                    self.doubt = true;
+                    self.renewal = at_once(now.at);
+                } else {
+                    self.renewed(outbox, attempt, claim);
+                }
+            }
+            (Some(Pending::Write(..)), Reply::Written(Ok(Outcome::Conflict))) => {
+                self.conflicts += 1;
+                self.doubt = true;
+                self.renewal = if self.conflicts == 1 {
+                    at_once(now.at)
+                } else {
+                    soon(outbox, now.at, None)
+                };
+            }
+            (Some(Pending::Write(_, attempt)), Reply::Written(Err(failure))) => {
+                match failure.kind {
+                    FailureKind::Unreachable | FailureKind::Malformed => self.doubt = true,
+                    FailureKind::Unauthorized
+                    | FailureKind::Forbidden
+                    | FailureKind::NoNamespace
+                    | FailureKind::Misconfigured => outbox.settle(attempt),
+                }
+                self.on_failure(outbox, now.at, attempt.sent, failure);
+            }
+            (Some(Pending::Read(_)), Reply::Read(Ok(claim))) => self.on_read(outbox, now.at, claim),
+            (Some(Pending::Read(_)), Reply::Read(Err(failure))) => {
+                if failure.kind == FailureKind::Malformed {
+                    self.lose(outbox, now.at, failure.message);
+                } else {
+                    self.on_failure(outbox, now.at, now.at, failure);
+                }
+            }
+            // No request was under way, or an answer of the wrong kind: as good as none.
+            (None | Some(Pending::Read(_) | Pending::Write(..)), _) => {}
+        }
+    }
+
+    /// A write of ours is known to have been carried out: the term counts from its send.
+    fn renewed(&mut self, outbox: &mut Outbox, attempt: Attempt, claim: Claim) {
+        outbox.settle_all();
+        self.sent = attempt.sent;
+        self.stamp = claim.record.renew_time;
+        self.seen = claim.version.clone();
+        self.claim = claim;
+        self.doubt = false;
+        self.renewal = Timer {
+            since: attempt.sent,
+            after: outbox.settings.timing.retry_period,
+        };
+        if self.failing {
+            self.failing = false;
+            outbox.report(Report::Renewed);
+        }
+        if self.phase == Phase::Running && self.lost.is_none() {
+            let kill_deadline = self.kill_deadline(outbox);
+            outbox.act(Action::Extend {
+                sent: self.sent,
+                kill_deadline,
+            });
+        }
+    }
+
+    fn on_read(&mut self, outbox: &mut Outbox, now: Instant, claim: Option<Claim>) {
+        self.doubt = false;
+        let Some(claim) = claim else {
+            return self.lose(outbox, now, "the lease was deleted".to_owned());
+        };
+        if claim.uid != self.claim.uid {
+            return self.lose(
+                outbox,
+                now,
+                "the lease was deleted and made again".to_owned(),
+            );
+        }
+        if claim.record.holder.is_none() && self.phase == Phase::Gone {
+            // The release of unknown fate was carried out.
+            return self.released(outbox);
+        }
+        if claim.record.holder.as_ref() != Some(&outbox.settings.identity) {
+            return self.lose(outbox, now, taken(&claim));
+        }
+        if claim.version < self.claim.version {
+            let message =
+                "the lease went back to an older version: was a backup restored?".to_owned();
+            return self.lose(outbox, now, message);
+        }
+        if let Some(attempt) = outbox.attempt_behind(&claim) {
+            self.renewed(outbox, attempt, claim);
+            if self.phase == Phase::Gone {
+                self.renewal = at_once(now);
+            }
+        } else {
+            // Unchanged, or edited by somebody who left us in place. Others count from the edit,
+            // which is later than we do; but they count by the record's duration.
+            self.seen = self.seen.clone().max(claim.version.clone());
+            let shorter = claim.record.duration < self.claim.record.duration;
+            self.claim = claim;
+            if shorter && self.phase == Phase::Running && self.lost.is_none() {
+                let kill_deadline = self.kill_deadline(outbox);
+                outbox.act(Action::Extend {
+                    sent: self.sent,
+                    kill_deadline,
+                });
+            }
+            self.renewal = at_once(now);
+        }
+    }
+
+    fn on_failure(&mut self, outbox: &mut Outbox, now: Instant, since: Instant, failure: Failure) {
+        let left = self
+            .renew_deadline(outbox)
+            .saturating_sub(now.held_since(self.sent));
+        // The server's wish counts only if another attempt and a spare one fit in after it.
+        let spare = outbox.settings.timing.request_timeout * 2;
+        let wish = failure
+            .retry_after
+            .filter(|wish| wish.saturating_add(spare) < left);
+        self.renewal = match wish {
+            Some(_) => soon(outbox, now, wish),
+            None => soon(outbox, since, None),
+        };
+        if !self.failing && self.phase != Phase::Gone {
+            self.failing = true;
+            outbox.report(Report::RenewFailed {
+                message: failure.message,
+                left,
+            });
+        }
+    }
+
+    fn on_release_reply(
+        &mut self,
+        outbox: &mut Outbox,
+        now: Instant,
+        attempt: Attempt,
+        result: Result<Outcome, Failure>,
+    ) {
+        match result {
+            Ok(Outcome::Written(claim)) if claim.record.holder.is_none() => self.released(outbox),
+            // The last renewal, sent before the tree was gone.
+            Ok(Outcome::Written(claim)) => {
+                self.renewed(outbox, attempt, claim);
+                self.renewal = at_once(now);
+            }
+            Ok(Outcome::Conflict) => self.doubt = true,
+            Err(failure) if failure.kind == FailureKind::Unreachable => {
+                self.doubt = true;
+                self.renewal = soon(outbox, attempt.sent, None);
+            }
+            Err(failure) => {
+                outbox.report(Report::NotReleased(failure.message));
+                self.release = Release::Settled;
+            }
+        }
+    }
+
+    fn released(&mut self, outbox: &mut Outbox) {
+        outbox.report(Report::Released);
+        self.release = Release::Settled;
+    }
+
+    // === Loss and the end ===
+
+    fn on_change(&mut self, outbox: &mut Outbox, now: Instant, change: Change) {
+        outbox.note(now, &change);
+        let (Change::Written(claim) | Change::Deleted(claim)) = &change else {
+            return;
+        };
+        // Late or doubled, or about our own release.
+        if claim.version <= self.seen || self.phase == Phase::Gone {
+            return;
+        }
+        let deleted = matches!(change, Change::Deleted(_));
+        if deleted && claim.uid == self.claim.uid {
+            self.lose(outbox, now, "the lease was deleted".to_owned());
+        } else if claim.uid != self.claim.uid {
+            self.lose(
+                outbox,
+                now,
+                "the lease was deleted and made again".to_owned(),
+            );
+        } else if claim.record.holder.as_ref() != Some(&outbox.settings.identity) {
+            self.lose(outbox, now, taken(claim));
+        } else {
+            // Our own write, or an edit that leaves us in place: no reason to stop, and an event
+            // never prolongs a term.
+            self.seen = claim.version.clone();
+        }
+    }
+
+    /// The lease was seen in other hands: kill now, without grace.
+    fn lose(&mut self, outbox: &mut Outbox, now: Instant, message: String) {
+        if !self.may_write() {
+            return;
+        }
+        match self.phase {
+            Phase::Gone => {
+                // Nothing runs; there is just nothing to release.
+                outbox.report(Report::NotReleased(message));
+                self.release = Release::Settled;
+            }
+            Phase::Running | Phase::Preparing { .. } => {
+                outbox.report(Report::Lost(message));
+                let at = self.lost.map_or(now, |lost| lost.at);
+                self.lost = Some(Lost {
+                    at,
+                    by_evidence: true,
+                });
+                if self.phase == Phase::Running {
+                    self.killed = true;
+                    outbox.act(Action::Kill);
+                }
+            }
+        }
+    }
+
+    fn on_signal(&mut self, outbox: &Outbox, now: Instant, signal: i32, ends: bool) {
+        if !ends {
+            return;
+        }
+        match self.phase {
+            Phase::Preparing { .. } => self.abandon(now, Exit::Signal(signal), None),
+            Phase::Running if self.kill_after.is_none() => {
+                self.kill_after = outbox
+                    .settings
+                    .kill_after
+                    .map(|after| Timer { since: now, after });
+            }
+            Phase::Running | Phase::Gone => {}
+        }
+    }
+
+    fn on_not_started(&mut self, now: Instant, reason: NotStarted) {
+        let (exit, message) = match reason {
+            NotStarted::Refused(exit) => (exit, None),
+            NotStarted::Cancelled(signal) => (Exit::Signal(signal), None),
+            NotStarted::TooLate => (
+                Exit::Lost,
+                Some("the term ran out before the command could start".to_owned()),
+            ),
+        };
+        self.abandon(now, exit, message);
+    }
+}
+
+fn taken(claim: &Claim) -> String {
+    match &claim.record.holder {
+        Some(holder) => format!("{holder} holds the lease"),
+        None => "somebody emptied the lease".to_owned(),
+    }
+}
+
+fn at_once(now: Instant) -> Timer {
+    Timer {
+        since: now,
+        after: Duration::ZERO,
+    }
+}
+
+/// The pace of a holder in trouble: half a retry period after the last attempt was sent, so that a
+/// server that refuses at once is not hammered and one that hangs costs no further wait.
+fn soon(outbox: &Outbox, since: Instant, wish: Option<Duration>) -> Timer {
+    let after = outbox.settings.timing.retry_period / 2;
+    Timer {
+        since,
+        after: wish.unwrap_or(after),
+    }
+}

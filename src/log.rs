@@ -1,0 +1,146 @@
+//! Messages: one line on stderr per change of state.
+//!
+//! A reader of our stderr that stops reading, or goes away, must never stop us: a holder whose
+//! message waits for a full pipe renews no more, and `eprintln!` panics on a closed one. So lines
+//! go through a bounded queue to a thread of their own, and are dropped when the queue is full.
+//!
+//! Must not: be used before the guard is forked (it starts a thread).
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use tracing::Level;
+use tracing_subscriber::{
+    Layer,
+    filter::Targets,
+    fmt::{MakeWriter, layer},
+    layer::SubscriberExt,
+    registry,
+};
+
+use crate::cli::{LogFormat, Verbosity};
+
+/// How many lines may wait for a slow reader.
+const QUEUE: usize = 1024;
+
+/// How long the end of the program waits for a slow reader. Nothing of the command runs and the
+/// lease is released by then.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// The log of this process.
+#[derive(Debug)]
+pub struct Log {
+    lines: SyncSender<Line>,
+}
+
+enum Line {
+    Text(Vec<u8>),
+    /// Acknowledged once all lines before it are written.
+    Flush(SyncSender<()>),
+}
+
+impl Log {
+    /// Starts the thread that writes, and takes all of `tracing`'s events from here on.
+    ///
+    /// # Errors
+    ///
+    /// The thread can't be started, or a log was started before.
+    pub fn start(format: LogFormat, verbosity: Verbosity) -> anyhow::Result<Self> {
+        let (lines, queue) = sync_channel(QUEUE);
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_all(&queue))?;
+        let writer = Queue(lines.clone());
+        let layer = match format {
+            LogFormat::Text => layer()
+                .with_target(false)
+                .with_ansi(wants_colour())
+                .with_writer(writer)
+                .boxed(),
+            LogFormat::Json => layer()
+                .json()
+                .flatten_event(true)
+                .with_writer(writer)
+                .boxed(),
+        };
+        let subscriber = registry().with(layer.with_filter(targets(verbosity)));
+        tracing::subscriber::set_global_default(subscriber)?;
+        Ok(Self { lines })
+    }
+
+    /// Waits until what was said so far is written, but not for long.
+    pub fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.lines.try_send(Line::Flush(done)).is_ok() {
+            // A reader that does not read keeps its lines; we do not wait for it.
+            let _ = written.recv_timeout(FLUSH);
+        }
+    }
+}
+
+/// Prints the one error of a program that ends before its log has begun.
+pub fn print_error(format: Option<LogFormat>, message: &str) {
+    let line = match format {
+        Some(LogFormat::Json) => {
+            serde_json::json!({ "level": "ERROR", "message": message }).to_string()
+        }
+        Some(LogFormat::Text) | None => format!("lease-exec: {message}"),
+    };
+    // Nobody may be listening; there is nobody else to tell.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn targets(verbosity: Verbosity) -> Targets {
+    match verbosity {
+        Verbosity::Quiet => Targets::new().with_target("lease_exec", Level::WARN),
+        Verbosity::Normal => Targets::new().with_target("lease_exec", Level::INFO),
+        Verbosity::Verbose => Targets::new().with_target("lease_exec", Level::DEBUG),
+        Verbosity::Trace => Targets::new()
+            .with_target("lease_exec", Level::TRACE)
+            .with_default(Level::DEBUG),
+    }
+}
+
+/// Colours are for people who look at a terminal and have not declined them (no-color.org).
+fn wants_colour() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn write_all(queue: &Receiver<Line>) {
+    let mut stderr = io::stderr();
+    while let Ok(line) = queue.recv() {
+        match line {
+            // A closed or hung-up stderr: the line is lost, and we go on.
+            Line::Text(text) => drop(stderr.write_all(&text)),
+            Line::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+/// Writes each event into the queue; `tracing_subscriber::fmt` hands it over in one piece.
+#[derive(Clone)]
+struct Queue(SyncSender<Line>);
+
+impl Write for Queue {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        match self.0.try_send(Line::Text(text.to_vec())) {
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Ok(text.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
