@@ -249,7 +249,7 @@ pub struct Election {
 
 #[derive(Debug)]
 enum State {
-    Waiting(Waiting),
+    Waiting(Box<Waiting>),
     Holding(Box<Holding>),
     Over,
 }
@@ -257,7 +257,7 @@ enum State {
 /// Where the state goes after an event.
 enum Next {
     Stay,
-    Wait(Waiting),
+    Wait(Box<Waiting>),
     Hold(Box<Holding>),
     Over,
 }
@@ -265,7 +265,7 @@ enum Next {
 impl Election {
     /// Starts to contend. The first actions are ready.
     pub fn new(settings: Settings, now: Now) -> Self {
-        let waiting = Waiting::new(now.at);
+        let waiting = Box::new(Waiting::new(now.at));
         let mut election = Self {
             outbox: Outbox::new(settings),
             state: State::Waiting(waiting),

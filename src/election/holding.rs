@@ -303,19 +303,18 @@ impl Holding {
         if self.phase == Phase::Gone {
             return self.plan_release(outbox, now);
         }
-        if self.doubt && self.renewal.is_due(now.at) {
-            outbox.read();
-            return Next::Stay;
-        }
-        if self.renewal.is_due(now.at) {
-            self.renew(outbox, now);
-            return Next::Stay;
-        }
         if let Phase::Preparing { since, quarantine } = self.phase
             && now.at.observed_since(since) >= quarantine
             && !self.doubt
         {
             self.start_or_renew(outbox, now);
+        }
+        if outbox.is_idle() && self.renewal.is_due(now.at) {
+            if self.doubt {
+                outbox.read(now.at);
+            } else {
+                self.renew(outbox, now);
+            }
         }
         outbox.keep_watching(now.at, &self.seen);
         Next::Stay
@@ -356,7 +355,7 @@ impl Holding {
             Phase::Preparing { .. } => {
                 outbox.answered();
                 outbox.settle_all();
-                Next::Wait(Waiting::new(self.started))
+                Next::Wait(Box::new(Waiting::new(self.started)))
             }
         }
     }
@@ -377,7 +376,7 @@ impl Holding {
         }
         self.release = Release::Due { tries: tries + 1 };
         if self.doubt {
-            outbox.read();
+            outbox.read(now.at);
             return Next::Stay;
         }
         let record = Record {

@@ -25,6 +25,8 @@ pub(super) struct Outbox {
     actions: VecDeque<Action>,
     requests: u64,
     pending: Option<Pending>,
+    /// When the last request was sent.
+    last_request: Option<Instant>,
     attempts: VecDeque<Attempt>,
     last_stamp: Option<WallTime>,
     watching: Watching,
@@ -81,6 +83,7 @@ impl Outbox {
             actions: VecDeque::new(),
             requests: 0,
             pending: None,
+            last_request: None,
             attempts: VecDeque::new(),
             last_stamp: None,
             watching: Watching::No { not_before: None },
@@ -127,8 +130,9 @@ impl Outbox {
         self.pending.take()
     }
 
-    pub(super) fn read(&mut self) {
+    pub(super) fn read(&mut self, now: Instant) {
         let id = self.next_id();
+        self.last_request = Some(now);
         self.pending = Some(Pending::Read(id));
         self.act(Action::Read(id));
     }
@@ -156,6 +160,7 @@ impl Outbox {
         }
         self.attempts.push_back(attempt);
         let id = self.next_id();
+        self.last_request = Some(now.at);
         self.pending = Some(Pending::Write(id, attempt));
         self.act(Action::Write(id, Write { base, record }));
     }
@@ -268,6 +273,15 @@ impl Outbox {
     pub(super) fn retry_period(&mut self) -> Duration {
         let period = self.settings.timing.retry_period;
         period + period.mul_f64(0.2 * self.fraction())
+    }
+
+    /// A retry period, or longer if the server wishes so, after the last request was sent: a server
+    /// that refuses at once is not hammered, and one that hangs costs no further wait.
+    pub(super) fn since_last_request(&mut self, now: Instant, wish: Duration) -> Timer {
+        Timer {
+            since: self.last_request.unwrap_or(now),
+            after: self.retry_period().max(wish),
+        }
     }
 
     /// The next pseudo-random number in [0, 1), by splitmix64 (Steele, Lea, Flood: Fast splittable

@@ -153,20 +153,22 @@ impl Waiting {
 
     fn plan(&mut self, outbox: &mut Outbox, now: Now) -> Next {
         if let Some(leaving) = self.leaving.clone() {
-            return self.plan_leaving(outbox, leaving);
+            return self.plan_leaving(outbox, now.at, leaving);
         }
         if !outbox.is_idle() {
             return Next::Stay;
         }
         match self.reading {
-            Reading::First(None) => return self.read(outbox),
-            Reading::First(Some(timer)) if timer.is_due(now.at) => return self.read(outbox),
+            Reading::First(None) => return self.read(outbox, now.at),
+            Reading::First(Some(timer)) if timer.is_due(now.at) => {
+                return self.read(outbox, now.at);
+            }
             Reading::First(Some(_)) => return Next::Stay,
-            Reading::At(timer) if timer.is_due(now.at) => return self.read(outbox),
+            Reading::At(timer) if timer.is_due(now.at) => return self.read(outbox, now.at),
             Reading::At(_) | Reading::No => {}
         }
         match &self.known {
-            Known::Nothing => self.read(outbox),
+            Known::Nothing => self.read(outbox, now.at),
             Known::Absent if outbox.settings.create == Create::Never => {
                 let message = "the lease does not exist, and --create=never".to_owned();
                 self.leave(Exit::Configuration, Some(message));
@@ -195,13 +197,13 @@ impl Waiting {
 
     /// Leaves nothing behind: a write whose fate is unknown is looked up once, and what it made is
     /// released.
-    fn plan_leaving(&mut self, outbox: &mut Outbox, leaving: Leaving) -> Next {
+    fn plan_leaving(&mut self, outbox: &mut Outbox, now: Instant, leaving: Leaving) -> Next {
         if outbox.is_writing() {
             return Next::Stay;
         }
         if outbox.is_in_doubt() {
             return if outbox.is_idle() {
-                self.read(outbox)
+                self.read(outbox, now)
             } else {
                 Next::Stay
             };
@@ -210,9 +212,9 @@ impl Waiting {
         Next::Over
     }
 
-    fn read(&mut self, outbox: &mut Outbox) -> Next {
+    fn read(&mut self, outbox: &mut Outbox, now: Instant) -> Next {
         self.reading = Reading::No;
-        outbox.read();
+        outbox.read(now);
         Next::Stay
     }
 
@@ -354,23 +356,15 @@ impl Waiting {
             outbox.report(Report::Unreachable(failure.message.clone()));
         }
         self.trouble = message;
-        let after = outbox
-            .retry_period()
-            .max(failure.retry_after.unwrap_or_default());
-        let after = after.min(
-            outbox
-                .settings
-                .timing
-                .lease_duration
-                .max(outbox.settings.timing.retry_period),
-        );
         self.reading = Reading::First(if once {
             None
         } else {
-            Some(Timer {
-                since: now.at,
-                after,
-            })
+            let timing = outbox.settings.timing;
+            let wish = failure
+                .retry_after
+                .unwrap_or_default()
+                .min(timing.lease_duration);
+            Some(outbox.since_last_request(now.at, wish))
         });
     }
 
