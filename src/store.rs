@@ -10,6 +10,7 @@ use std::{future::Future, time::Duration};
 use crate::lease::{Claim, Record, Version};
 
 pub mod file;
+mod json;
 pub mod kube;
 
 /// One attempt at a write. Every write is a compare-and-swap.

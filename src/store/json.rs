@@ -1,0 +1,586 @@
+//! The Lease as JSON: how an object becomes a [`Claim`] and a [`Record`] becomes an object.
+//!
+//! Objects are handled as plain JSON, never as typed structures, so that whatever we know nothing of
+//! survives our writes. Fields that we do know must make sense: an object that is not a Lease as
+//! `coordination.k8s.io/v1` describes it is reported with the field and its value, never guessed at.
+//!
+//! Must not: read or write anything, tell the time.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::{Failure, FailureKind};
+use crate::{
+    clock::WallTime,
+    lease::{Claim, Identity, Object, Record, Uid, Version},
+};
+
+/// Reads a stored object. `answered` is the store's own clock when it answered; with it the claim
+/// carries its ages, without it they are `None`.
+///
+/// # Errors
+///
+/// [`FailureKind::Malformed`], naming the field and its value.
+pub(super) fn claim_from_object(
+    object: Value,
+    answered: Option<WallTime>,
+) -> Result<Claim, Failure> {
+    match field(&object, "kind") {
+        None => {}
+        Some(Value::String(kind)) if kind == "Lease" => {}
+        Some(kind) => return Err(nonsense("kind", kind, "Lease")),
+    }
+    let metadata = field(&object, "metadata").unwrap_or(&Value::Null);
+    let (created_ago, written_ago) = ages(metadata, answered);
+    Ok(Claim {
+        uid: uid(metadata)?,
+        version: version(metadata)?,
+        record: record(&object)?,
+        written_ago,
+        created_ago,
+        object: Object(Arc::new(object)),
+    })
+}
+
+/// The object that replaces `base`: the base's own, with the record's fields in its spec and the
+/// base's uid and version as what the write depends on.
+///
+/// `managedFields` are left out: a server that finds none keeps its own and goes on tracking
+/// (kubernetes.io, "Server-Side Apply", "Clearing managedFields").
+pub(super) fn object_with_record(base: &Claim, record: &Record) -> Value {
+    let mut object = match &*base.object.0 {
+        Value::Object(object) => object.clone(),
+        // A claim is only ever made of an object.
+        _ => Map::new(),
+    };
+    object
+        .entry("apiVersion")
+        .or_insert_with(|| json!(API_VERSION));
+    object.entry("kind").or_insert_with(|| json!("Lease"));
+    let metadata = object_entry(&mut object, "metadata");
+    metadata.remove("managedFields");
+    metadata.insert("uid".into(), json!(base.uid.0));
+    metadata.insert("resourceVersion".into(), json!(base.version.as_str()));
+    set_record(object_entry(&mut object, "spec"), record);
+    Value::Object(object)
+}
+
+/// The object of a lease that does not exist yet: without a uid and a version.
+pub(super) fn new_object(namespace: &str, name: &str, record: &Record) -> Value {
+    let mut spec = Map::new();
+    set_record(&mut spec, record);
+    json!({
+        "apiVersion": API_VERSION,
+        "kind": "Lease",
+        "metadata": { "name": name, "namespace": namespace },
+        "spec": spec,
+    })
+}
+
+/// Writes the fields of the record and leaves all others of the spec alone.
+fn set_record(spec: &mut Map<String, Value>, record: &Record) {
+    let holder = record.holder.as_ref().map_or("", Identity::as_str);
+    spec.insert("holderIdentity".into(), json!(holder));
+    set_or_remove(
+        spec,
+        "leaseDurationSeconds",
+        record.duration.map(|duration| json!(duration.as_secs())),
+    );
+    set_or_remove(
+        spec,
+        "acquireTime",
+        record.acquire_time.map(|time| json!(micro_time(time))),
+    );
+    set_or_remove(
+        spec,
+        "renewTime",
+        record.renew_time.map(|time| json!(micro_time(time))),
+    );
+    spec.insert("leaseTransitions".into(), json!(record.transitions));
+}
+
+fn set_or_remove(spec: &mut Map<String, Value>, name: &str, value: Option<Value>) {
+    match value {
+        Some(value) => spec.insert(name.into(), value),
+        None => spec.remove(name),
+    };
+}
+
+/// The JSON object under `name`, made if it isn't there.
+fn object_entry<'a>(parent: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
+    let entry = parent.entry(name).or_insert(Value::Null);
+    if !entry.is_object() {
+        *entry = Value::Object(Map::new());
+    }
+    entry
+        .as_object_mut()
+        .expect("the lines above made it an object")
+}
+
+/// A time as Kubernetes' MicroTime: six digits of fraction, always in UTC.
+pub(super) fn micro_time(time: WallTime) -> String {
+    // The bounds are the years -9999 and 9999, beyond which no clock of ours goes.
+    let bound = if time.unix_micros < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    };
+    let timestamp = Timestamp::from_microsecond(time.unix_micros).unwrap_or(bound);
+    format!("{timestamp:.6}")
+}
+
+/// An RFC 3339 time with any length of fraction or none; finer ones lose what is below a
+/// microsecond.
+fn wall_time(text: &str) -> Option<WallTime> {
+    let timestamp: Timestamp = text.parse().ok()?;
+    Some(WallTime {
+        unix_micros: timestamp.as_microsecond(),
+    })
+}
+
+fn uid(metadata: &Value) -> Result<Uid, Failure> {
+    match field(metadata, "uid") {
+        Some(Value::String(uid)) if !uid.is_empty() => Ok(Uid(uid.clone())),
+        Some(uid) => Err(nonsense("metadata.uid", uid, "an identifier")),
+        None => Err(malformed("it has no metadata.uid".into())),
+    }
+}
+
+fn version(metadata: &Value) -> Result<Version, Failure> {
+    let value = field(metadata, "resourceVersion")
+        .ok_or_else(|| malformed("it has no metadata.resourceVersion".into()))?;
+    value
+        .as_str()
+        .and_then(Version::new)
+        .ok_or_else(|| nonsense("metadata.resourceVersion", value, "a decimal number"))
+}
+
+fn record(object: &Value) -> Result<Record, Failure> {
+    let spec = match field(object, "spec") {
+        None => return Ok(Record::default()),
+        Some(spec) if spec.is_object() => spec,
+        Some(spec) => return Err(nonsense("spec", spec, "an object")),
+    };
+    Ok(Record {
+        holder: holder(spec)?,
+        duration: duration(spec)?,
+        acquire_time: time(spec, "acquireTime")?,
+        renew_time: time(spec, "renewTime")?,
+        transitions: transitions(spec)?,
+    })
+}
+
+fn holder(spec: &Value) -> Result<Option<Identity>, Failure> {
+    match field(spec, "holderIdentity") {
+        None => Ok(None),
+        Some(Value::String(holder)) => Ok(Identity::new(holder.as_str())),
+        Some(holder) => Err(nonsense("spec.holderIdentity", holder, "a string")),
+    }
+}
+
+/// The API's type is a Go int32, of which it accepts what is more than zero.
+fn duration(spec: &Value) -> Result<Option<Duration>, Failure> {
+    let Some(value) = field(spec, "leaseDurationSeconds") else {
+        return Ok(None);
+    };
+    let seconds = value
+        .as_i64()
+        .and_then(|seconds| i32::try_from(seconds).ok());
+    match seconds.and_then(|seconds| u64::try_from(seconds).ok()) {
+        Some(seconds) if seconds > 0 => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(nonsense(
+            "spec.leaseDurationSeconds",
+            value,
+            "a whole number above zero",
+        )),
+    }
+}
+
+/// The API's type is a Go int32, of which it accepts what is not negative.
+fn transitions(spec: &Value) -> Result<u32, Failure> {
+    let Some(value) = field(spec, "leaseTransitions") else {
+        return Ok(0);
+    };
+    let transitions = value.as_i64().and_then(|number| u32::try_from(number).ok());
+    transitions.ok_or_else(|| {
+        nonsense(
+            "spec.leaseTransitions",
+            value,
+            "a whole number from zero up",
+        )
+    })
+}
+
+fn time(spec: &Value, name: &str) -> Result<Option<WallTime>, Failure> {
+    let Some(value) = field(spec, name) else {
+        return Ok(None);
+    };
+    match value.as_str().and_then(wall_time) {
+        Some(time) => Ok(Some(time)),
+        None => Err(nonsense(&format!("spec.{name}"), value, "an RFC 3339 time")),
+    }
+}
+
+/// How long before `answered` the object was created, and its record last written.
+fn ages(metadata: &Value, answered: Option<WallTime>) -> (Option<Duration>, Option<Duration>) {
+    let Some(answered) = answered else {
+        return (None, None);
+    };
+    let before = |time: WallTime| {
+        let micros = answered.unix_micros.saturating_sub(time.unix_micros);
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+    };
+    let created = field(metadata, "creationTimestamp")
+        .and_then(Value::as_str)
+        .and_then(wall_time);
+    let written = match last_write(metadata) {
+        LastWrite::At(time) => Some(time),
+        LastWrite::Untracked => created,
+        LastWrite::Unknown => None,
+    };
+    (created.map(before), written.map(before))
+}
+
+/// What `managedFields` says about the last write of `spec.renewTime`.
+enum LastWrite {
+    /// It was at this time, by the server's clock.
+    At(WallTime),
+    /// No entry owns the field.
+    Untracked,
+    /// An entry owns the field, but its time can't be read. To assume an older one could make a
+    /// lease look expired that is not.
+    Unknown,
+}
+
+fn last_write(metadata: &Value) -> LastWrite {
+    let entries = field(metadata, "managedFields").and_then(Value::as_array);
+    let mut newest = LastWrite::Untracked;
+    for entry in entries.into_iter().flatten() {
+        let owned = entry.pointer("/fieldsV1/f:spec/f:renewTime").is_some();
+        if !owned {
+            continue;
+        }
+        let Some(time) = field(entry, "time")
+            .and_then(Value::as_str)
+            .and_then(wall_time)
+        else {
+            return LastWrite::Unknown;
+        };
+        newest = match newest {
+            LastWrite::At(earlier) if earlier > time => LastWrite::At(earlier),
+            _ => LastWrite::At(time),
+        };
+    }
+    newest
+}
+
+/// A field that is there; JSON's null is as good as absent.
+fn field<'a>(parent: &'a Value, name: &str) -> Option<&'a Value> {
+    parent.get(name).filter(|value| !value.is_null())
+}
+
+fn nonsense(name: &str, value: &Value, expected: &str) -> Failure {
+    let mut text = value.to_string();
+    if text.chars().count() > LONGEST_VALUE_SHOWN {
+        text = text
+            .chars()
+            .take(LONGEST_VALUE_SHOWN)
+            .chain("...".chars())
+            .collect();
+    }
+    malformed(format!("its {name} is {text}, not {expected}"))
+}
+
+fn malformed(what: String) -> Failure {
+    Failure {
+        kind: FailureKind::Malformed,
+        message: format!("what is stored is not a Lease that makes sense: {what}"),
+        retry_after: None,
+    }
+}
+
+const API_VERSION: &str = "coordination.k8s.io/v1";
+
+/// In characters; enough to recognise a value, and still one line.
+const LONGEST_VALUE_SHOWN: usize = 80;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(spec: Value) -> Value {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": "nightly",
+                "namespace": "ops",
+                "uid": "u-1",
+                "resourceVersion": "41",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": { "team": "a" },
+            },
+            "spec": spec,
+        })
+    }
+
+    fn second(seconds: i64) -> WallTime {
+        WallTime {
+            unix_micros: seconds * 1_000_000,
+        }
+    }
+
+    /// 2026-01-01T00:00:00Z
+    const NEW_YEAR: i64 = 1_767_225_600;
+
+    #[test]
+    fn record_of_client_go_is_read() {
+        let object = stored(json!({
+            "holderIdentity": "pod-a_1f2e",
+            "leaseDurationSeconds": 15,
+            "acquireTime": "2026-01-01T00:00:00.000000Z",
+            "renewTime": "2026-01-01T00:00:01.000002Z",
+            "leaseTransitions": 3,
+        }));
+        let claim = claim_from_object(object, None).unwrap();
+        assert_eq!(claim.uid, Uid("u-1".into()));
+        assert_eq!(claim.version.as_str(), "41");
+        assert_eq!(
+            claim.record,
+            Record {
+                holder: Identity::new("pod-a_1f2e"),
+                duration: Some(Duration::from_secs(15)),
+                acquire_time: Some(second(NEW_YEAR)),
+                renew_time: Some(WallTime {
+                    unix_micros: (NEW_YEAR + 1) * 1_000_000 + 2
+                }),
+                transitions: 3,
+            }
+        );
+        assert_eq!((claim.created_ago, claim.written_ago), (None, None));
+    }
+
+    #[test]
+    fn absent_null_and_empty_fields_mean_nobody_holds_it() {
+        for spec in [
+            Value::Null,
+            json!({}),
+            json!({ "holderIdentity": "", "leaseDurationSeconds": null, "renewTime": null }),
+        ] {
+            let claim = claim_from_object(stored(spec), None).unwrap();
+            assert_eq!(claim.record, Record::default());
+        }
+    }
+
+    #[test]
+    fn any_length_of_fraction_is_a_time() {
+        for (text, micros) in [
+            ("2026-01-01T00:00:00Z", 0),
+            ("2026-01-01T00:00:00.5Z", 500_000),
+            ("2026-01-01T00:00:00.123456789Z", 123_456),
+            ("2026-01-01T01:00:00.000001+01:00", 1),
+        ] {
+            let claim = claim_from_object(stored(json!({ "renewTime": text })), None).unwrap();
+            let expected = WallTime {
+                unix_micros: NEW_YEAR * 1_000_000 + micros,
+            };
+            assert_eq!(claim.record.renew_time, Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_reported_with_its_field_and_value() {
+        for (spec, named) in [
+            (json!([1]), "spec is [1]"),
+            (json!({ "holderIdentity": 7 }), "spec.holderIdentity is 7"),
+            (
+                json!({ "leaseDurationSeconds": 0 }),
+                "spec.leaseDurationSeconds is 0",
+            ),
+            (
+                json!({ "leaseDurationSeconds": -3 }),
+                "spec.leaseDurationSeconds is -3",
+            ),
+            (
+                json!({ "leaseDurationSeconds": 1.5 }),
+                "spec.leaseDurationSeconds is 1.5",
+            ),
+            (
+                json!({ "leaseDurationSeconds": "15" }),
+                "spec.leaseDurationSeconds is \"15\"",
+            ),
+            (
+                json!({ "leaseDurationSeconds": 1_u64 << 40 }),
+                "spec.leaseDurationSeconds is 1099",
+            ),
+            (
+                json!({ "renewTime": "yesterday" }),
+                "spec.renewTime is \"yesterday\"",
+            ),
+            (json!({ "acquireTime": 5 }), "spec.acquireTime is 5"),
+            (
+                json!({ "leaseTransitions": -1 }),
+                "spec.leaseTransitions is -1",
+            ),
+        ] {
+            let failure = claim_from_object(stored(spec), None).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Malformed);
+            assert!(
+                failure.message.contains(named),
+                "{named}: {}",
+                failure.message
+            );
+        }
+    }
+
+    #[test]
+    fn object_without_a_comparable_version_and_a_uid_is_malformed() {
+        for (name, value, named) in [
+            ("uid", Value::Null, "no metadata.uid"),
+            ("uid", json!(""), "metadata.uid is \"\""),
+            (
+                "resourceVersion",
+                Value::Null,
+                "no metadata.resourceVersion",
+            ),
+            (
+                "resourceVersion",
+                json!("0x1f"),
+                "metadata.resourceVersion is \"0x1f\"",
+            ),
+            (
+                "resourceVersion",
+                json!(41),
+                "metadata.resourceVersion is 41",
+            ),
+        ] {
+            let mut object = stored(json!({}));
+            object["metadata"][name] = value;
+            let failure = claim_from_object(object, None).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Malformed);
+            assert!(
+                failure.message.contains(named),
+                "{named}: {}",
+                failure.message
+            );
+        }
+        let failure = claim_from_object(json!({ "kind": "Status" }), None).unwrap_err();
+        assert!(
+            failure.message.contains("kind is \"Status\""),
+            "{}",
+            failure.message
+        );
+    }
+
+    #[test]
+    fn long_values_are_cut_in_messages() {
+        let failure =
+            claim_from_object(stored(json!({ "renewTime": "ä".repeat(5000) })), None).unwrap_err();
+        assert!(failure.message.chars().count() < 250, "{}", failure.message);
+    }
+
+    #[test]
+    fn write_replaces_the_record_and_keeps_everything_else() {
+        let mut object = stored(json!({
+            "holderIdentity": "pod-a_1f2e",
+            "leaseDurationSeconds": 15,
+            "acquireTime": "2026-01-01T00:00:00.000000Z",
+            "preferredHolder": "pod-b",
+            "strategy": "OldestEmulationVersion",
+        }));
+        object["metadata"]["managedFields"] = json!([{ "manager": "x" }]);
+        let base = claim_from_object(object, None).unwrap();
+        let record = Record {
+            holder: None,
+            duration: Some(Duration::from_secs(1)),
+            acquire_time: None,
+            renew_time: Some(second(NEW_YEAR)),
+            transitions: 4,
+        };
+        let mut expected = stored(json!({
+            "holderIdentity": "",
+            "leaseDurationSeconds": 1,
+            "renewTime": "2026-01-01T00:00:00.000000Z",
+            "leaseTransitions": 4,
+            "preferredHolder": "pod-b",
+            "strategy": "OldestEmulationVersion",
+        }));
+        assert_eq!(object_with_record(&base, &record), expected);
+
+        // And of a Lease without a spec.
+        let bare = claim_from_object(stored(Value::Null), None).unwrap();
+        expected["spec"]
+            .as_object_mut()
+            .unwrap()
+            .remove("preferredHolder");
+        expected["spec"].as_object_mut().unwrap().remove("strategy");
+        assert_eq!(object_with_record(&bare, &record), expected);
+    }
+
+    #[test]
+    fn new_object_has_neither_uid_nor_version() {
+        let record = Record {
+            holder: Identity::new("me"),
+            duration: Some(Duration::from_secs(15)),
+            acquire_time: Some(second(NEW_YEAR)),
+            renew_time: Some(second(NEW_YEAR + 1)),
+            transitions: 0,
+        };
+        let object = new_object("ops", "nightly", &record);
+        assert_eq!(
+            object["metadata"],
+            json!({ "name": "nightly", "namespace": "ops" })
+        );
+        assert_eq!(
+            object["spec"],
+            json!({
+                "holderIdentity": "me",
+                "leaseDurationSeconds": 15,
+                "acquireTime": "2026-01-01T00:00:00.000000Z",
+                "renewTime": "2026-01-01T00:00:01.000000Z",
+                "leaseTransitions": 0,
+            })
+        );
+    }
+
+    #[test]
+    fn age_counts_from_the_newest_write_of_renew_time() {
+        let owner =
+            |time: Value| json!({ "time": time, "fieldsV1": { "f:spec": { "f:renewTime": {} } } });
+        let other = json!({ "time": "2026-01-01T00:00:59Z", "fieldsV1": { "f:metadata": {} } });
+        let at = |seconds: &str| json!(format!("2026-01-01T00:00:{seconds}Z"));
+        for (entries, written_ago) in [
+            (vec![owner(at("10")), other.clone()], Some(50)),
+            (
+                vec![owner(at("10")), owner(at("20")), owner(at("15"))],
+                Some(40),
+            ),
+            (vec![other.clone()], Some(60)),
+            (vec![], Some(60)),
+            (vec![owner(at("20")), owner(Value::Null)], None),
+            (vec![owner(json!("soon"))], None),
+            // The clock of the server that answers is behind that of the one that wrote.
+            (vec![owner(json!("2026-01-01T00:02:00Z"))], Some(0)),
+        ] {
+            let mut object = stored(json!({}));
+            object["metadata"]["managedFields"] = json!(entries);
+            let claim = claim_from_object(object, Some(second(NEW_YEAR + 60))).unwrap();
+            assert_eq!(
+                claim.written_ago,
+                written_ago.map(Duration::from_secs),
+                "{entries:?}"
+            );
+            assert_eq!(claim.created_ago, Some(Duration::from_secs(60)));
+        }
+    }
+
+    #[test]
+    fn age_is_unknown_without_a_creation_time() {
+        let mut object = stored(json!({}));
+        object["metadata"]["creationTimestamp"] = Value::Null;
+        let claim = claim_from_object(object, Some(second(NEW_YEAR))).unwrap();
+        assert_eq!((claim.created_ago, claim.written_ago), (None, None));
+    }
+}
