@@ -1,0 +1,319 @@
+//! The files of one lease: where they are, their lock, and how one is replaced as a whole.
+//!
+//! Must not: know what is in them.
+
+use std::{
+    fmt::Display,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Read, Write as _},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::OFlag,
+    unistd::{AccessFlags, eaccess},
+};
+
+use super::super::{Failure, FailureKind};
+
+/// Where the files of one lease are.
+#[derive(Debug)]
+pub(super) struct Disk {
+    /// The namespace's directory, which holds all of them.
+    pub(super) folder: PathBuf,
+    /// The lease as people see it.
+    pub(super) lease: PathBuf,
+    /// What the store must remember beside it.
+    pub(super) ledger: PathBuf,
+    lock: PathBuf,
+}
+
+impl Disk {
+    /// Checks that leases can be kept in `directory`, and makes what is ours to make in it.
+    pub(super) fn open(directory: &Path, namespace: &str, name: &str) -> Result<Self, Failure> {
+        check_name("namespace", namespace, LONGEST_NAMESPACE)?;
+        check_name("name", name, LONGEST_NAME)?;
+        // A later change of the working directory must not move the lease.
+        let directory =
+            std::path::absolute(directory).map_err(|err| failed("find", directory, &err))?;
+        check_directory(&directory)?;
+        let folder = directory.join(namespace);
+        let disk = Self {
+            lease: folder.join(format!("{name}.json")),
+            ledger: folder.join(format!(".{name}.ledger")),
+            lock: folder.join(format!(".{name}.lock")),
+            folder,
+        };
+        disk.make_folder()?;
+        check_directory(&disk.folder)?;
+        eaccess(
+            &disk.folder,
+            AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK,
+        )
+        .map_err(|err| failed("keep leases in", &disk.folder, &err.into()))?;
+        disk.open_lock()?;
+        Ok(disk)
+    }
+
+    /// Takes the lock, without which nothing may be written.
+    ///
+    /// A process that is stopped while it holds the lock must not hang all others, so the lock is
+    /// tried for a limited time instead of waited for.
+    pub(super) fn lock(&self) -> Result<Lock, Failure> {
+        let limit = Instant::now() + LOCK_LIMIT;
+        loop {
+            let file = self.open_lock()?;
+            match file.try_lock() {
+                Ok(()) => {
+                    let lock = Lock(file);
+                    if self.is_in_place(&lock)? {
+                        return Ok(lock);
+                    }
+                }
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(err)) => return Err(failed("lock", &self.lock, &err)),
+            }
+            if Instant::now() >= limit {
+                return Err(Failure {
+                    kind: FailureKind::Unreachable,
+                    message: format!(
+                        "lock {}: another process has held it for {LOCK_LIMIT:?} (is one stopped?)",
+                        self.lock.display()
+                    ),
+                    retry_after: None,
+                });
+            }
+            thread::sleep(LOCK_RETRY);
+        }
+    }
+
+    /// Makes sure that after a power failure the files are what they are now. What was renamed
+    /// survives the end of any process without this.
+    pub(super) fn sync(&self) -> Result<(), Failure> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        match synced {
+            // Some file systems do not know fsync(2) of a directory, and have no need of it.
+            Err(err) if err.kind() == ErrorKind::InvalidInput => Ok(()),
+            synced => synced.map_err(|err| failed("write", &self.folder, &err)),
+        }
+    }
+
+    /// Opens the lock file. Rust sets O_CLOEXEC on every file it opens, so no command inherits it.
+    fn open_lock(&self) -> Result<File, Failure> {
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .custom_flags(OFlag::O_NOFOLLOW.bits())
+                .open(&self.lock)
+        };
+        let opened = match open() {
+            Err(err) if err.kind() == ErrorKind::NotFound => {
+                self.make_folder()?;
+                open()
+            }
+            opened => opened,
+        };
+        opened.map_err(|err| failed("open", &self.lock, &err))
+    }
+
+    /// Whether the file that was locked is still the one that others will lock. We never remove a
+    /// lock file, but somebody may have removed the whole folder.
+    pub(super) fn is_in_place(&self, lock: &Lock) -> Result<bool, Failure> {
+        let locked = lock.0.metadata();
+        let locked = locked.map_err(|err| failed("look at", &self.lock, &err))?;
+        match fs::symlink_metadata(&self.lock) {
+            Ok(named) => Ok((named.dev(), named.ino()) == (locked.dev(), locked.ino())),
+            Err(err) if err.kind() == ErrorKind::NotFound => Ok(false),
+            Err(err) => Err(failed("look at", &self.lock, &err)),
+        }
+    }
+
+    fn make_folder(&self) -> Result<(), Failure> {
+        match fs::create_dir(&self.folder) {
+            Err(err) if err.kind() != ErrorKind::AlreadyExists => {
+                Err(failed("create", &self.folder, &err))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The right to write, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+#[cfg(test)]
+impl Lock {
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Lock {
+    /// Unlocks instead of only closing: the lock belongs to the open file, of which a process that
+    /// is being forked at this moment may have a copy until it has called execve(2).
+    fn drop(&mut self) {
+        // It can't fail for a lock that is held; if it did, closing would release it all the same.
+        let _ = self.0.unlock();
+    }
+}
+
+/// The content of a text file, `None` if there is none.
+pub(super) fn read_text(path: &Path) -> Result<Option<String>, Failure> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(err) => return Err(failed("read", path, &err)),
+    };
+    let mut content = Vec::new();
+    file.take(LARGEST_FILE + 1)
+        .read_to_end(&mut content)
+        .map_err(|err| failed("read", path, &err))?;
+    if content.len() as u64 > LARGEST_FILE {
+        let sentence = format!("it is larger than {LARGEST_FILE} bytes");
+        return Err(malformed(path, sentence));
+    }
+    let text = String::from_utf8(content);
+    text.map(Some)
+        .map_err(|_| malformed(path, "it is not UTF-8"))
+}
+
+/// A new content of a file, complete and on the disk, but under another name as yet.
+///
+/// The name is the same each time, so what a killed process left behind is replaced by the next
+/// write; the lock keeps two from writing it at once.
+#[derive(Debug)]
+pub(super) struct Staged<'a> {
+    path: &'a Path,
+    staged: PathBuf,
+}
+
+impl<'a> Staged<'a> {
+    /// Writes `text` beside `path`. If that fails (a full disk, say), nothing of it stays behind.
+    pub(super) fn write(path: &'a Path, text: &str, _lock: &Lock) -> Result<Self, Failure> {
+        let mut staged = path.as_os_str().to_owned();
+        staged.push(STAGED_SUFFIX);
+        let staged = PathBuf::from(staged);
+        let this = Self { path, staged };
+        this.remove();
+        // `create_new` neither follows a link nor opens what somebody else put there.
+        File::create_new(&this.staged)
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                // Without it the rename may reach the disk before the content does.
+                file.sync_all()
+            })
+            .map_err(|err| failed("write", &this.staged, &err))?;
+        Ok(this)
+    }
+
+    /// Puts the new content in place of the old one, at once: who reads sees one or the other.
+    pub(super) fn commit(self) -> Result<(), Failure> {
+        fs::rename(&self.staged, self.path).map_err(|err| failed("replace", self.path, &err))
+    }
+
+    fn remove(&self) {
+        // It need not be there; if it can't be removed, creating it says why.
+        let _ = fs::remove_file(&self.staged);
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// The failure of one operation on one file, whose kind says whether a repetition may help.
+pub(super) fn failed(what: &str, path: &Path, err: &io::Error) -> Failure {
+    let kind = match err.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::PermissionDenied
+        | ErrorKind::ReadOnlyFilesystem => FailureKind::Misconfigured,
+        // A full disk, an I/O error, too many open files: it may pass.
+        _ => FailureKind::Unreachable,
+    };
+    Failure {
+        kind,
+        message: format!("{what} {}: {err}", path.display()),
+        retry_after: None,
+    }
+}
+
+/// What is in the file is not what it should be.
+pub(super) fn malformed(path: &Path, sentence: impl Display) -> Failure {
+    Failure {
+        kind: FailureKind::Malformed,
+        message: format!("understand {}: {sentence}", path.display()),
+        retry_after: None,
+    }
+}
+
+fn misconfigured(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::Misconfigured,
+        message,
+        retry_after: None,
+    }
+}
+
+fn check_directory(path: &Path) -> Result<(), Failure> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(misconfigured(format!(
+            "keep leases in {}: it is not a directory",
+            path.display()
+        ))),
+        Err(err) => Err(failed("keep leases in", path, &err)),
+    }
+}
+
+/// Names are those of Kubernetes (RFC 1123): they never hold a slash nor begin with a dot, so no two
+/// leases share a file, and no name can lead out of the directory.
+fn check_name(what: &str, name: &str, longest: usize) -> Result<(), Failure> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let sound = name
+        .bytes()
+        .all(|byte| inner(byte) || b"-.".contains(&byte))
+        && name.bytes().next().is_some_and(inner)
+        && name.bytes().next_back().is_some_and(inner);
+    if !sound {
+        return Err(misconfigured(format!(
+            "use the {what} {name:?}: it must consist of lower case letters, digits, '-' and '.', \
+             and begin and end with a letter or digit"
+        )));
+    }
+    if name.len() > longest {
+        return Err(misconfigured(format!(
+            "use the {what} {name:?}: it is longer than {longest} bytes"
+        )));
+    }
+    Ok(())
+}
+
+const STAGED_SUFFIX: &str = ".new";
+
+/// In bytes, as Kubernetes has it.
+const LONGEST_NAMESPACE: usize = 63;
+
+/// In bytes. Kubernetes allows 253, Linux 255 for a file's name, of which `.NAME.ledger.new` takes
+/// twelve.
+const LONGEST_NAME: usize = 243;
+
+/// In bytes; an API server stores no larger objects either (etcd's `--max-request-bytes` is 1.5 MiB).
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// How long the lock is tried. A write takes a few milliseconds, on a slow disk some tens; and the
+/// caller's own limit (2 s by default) must be longer, or its user would never read which lock it is.
+pub(super) const LOCK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How soon the lock is tried again: less than a write takes.
+const LOCK_RETRY: Duration = Duration::from_millis(2);

@@ -1,0 +1,148 @@
+//! What lies in the directory, and what is found out when the store is opened.
+
+use super::*;
+
+#[test]
+fn file_is_a_lease_that_people_can_read() {
+    let directory = directory();
+    let store = open(&directory);
+    let claim = written(&store, None, record("me", 1));
+    let path = directory.path().join("ops/nightly.json");
+    assert_eq!(store.path(), path);
+    let object: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(object["apiVersion"], "coordination.k8s.io/v1");
+    assert_eq!(object["kind"], "Lease");
+    let metadata = &object["metadata"];
+    assert_eq!(metadata["name"], "nightly");
+    assert_eq!(metadata["namespace"], "ops");
+    assert_eq!(metadata["resourceVersion"], "1");
+    let created: Timestamp = metadata["creationTimestamp"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let age = WallTime::now().unix_seconds() - created.as_second();
+    assert!((0..=60).contains(&age), "{age}");
+    assert_eq!(metadata["uid"], claim.uid.0);
+    assert_eq!(object["spec"]["holderIdentity"], "me");
+    assert_eq!(
+        names(&store),
+        BTreeSet::from([".nightly.ledger", ".nightly.lock", "nightly.json"].map(String::from))
+    );
+}
+
+#[test]
+fn uid_is_a_random_uuid() {
+    let uids: BTreeSet<_> = (0..100).map(|_| new_uid().unwrap()).collect();
+    assert_eq!(uids.len(), 100);
+    for uid in &uids {
+        let parts: Vec<_> = uid.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12], "{uid}");
+        assert_eq!(uid.as_bytes()[14], b'4', "{uid}");
+        assert!(b"89ab".contains(&uid.as_bytes()[19]), "{uid}");
+    }
+    // All other bits take both values.
+    let (any, all) = uids.iter().fold((0_u128, u128::MAX), |(any, all), uid| {
+        let bits = u128::from_str_radix(&uid.replace('-', ""), 16).unwrap();
+        (any | bits, all & bits)
+    });
+    assert_eq!((any ^ all).count_ones(), 122);
+}
+
+#[test]
+fn files_have_the_mode_that_the_umask_leaves() {
+    let directory = directory();
+    let store = open(&directory);
+    written(&store, None, record("me", 1));
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = u32::from_str_radix(umask.unwrap().trim(), 8).unwrap();
+    for name in names(&store) {
+        let mode = fs::metadata(store.file.disk.folder.join(&name))
+            .unwrap()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o666 & !umask, "{name}");
+    }
+}
+
+#[test]
+fn leases_of_other_names_are_other_leases() {
+    let directory = directory();
+    let places = [
+        ("a", "b.c"),
+        ("a", "c"),
+        ("b", "c"),
+        ("a", "c.json"),
+        ("a", "b"),
+    ];
+    for (namespace, name) in places {
+        let store = FileStore::open(directory.path(), namespace, name).unwrap();
+        let claim = written(&store, None, record(name, 1));
+        assert_eq!(claim.version.as_str(), "1");
+    }
+}
+
+#[track_caller]
+fn assert_refused(directory: &Path, namespace: &str, name: &str, said: &str) {
+    let failure = FileStore::open(directory, namespace, name).unwrap_err();
+    assert_eq!(
+        failure.kind,
+        FailureKind::Misconfigured,
+        "{}",
+        failure.message
+    );
+    assert!(failure.message.contains(said), "{}", failure.message);
+}
+
+#[test]
+fn directory_that_is_missing_is_not_made() {
+    let directory = directory();
+    let mistyped = directory.path().join("laeses");
+    assert_refused(
+        &mistyped,
+        "ops",
+        "nightly",
+        "laeses: No such file or directory",
+    );
+    assert!(!mistyped.exists());
+}
+
+#[test]
+fn file_in_the_place_of_the_directory_is_refused() {
+    let directory = directory();
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert_refused(&file, "ops", "nightly", "it is not a directory");
+    assert_refused(directory.path(), "file", "nightly", "it is not a directory");
+}
+
+#[test]
+fn names_that_kubernetes_would_refuse_are_refused() {
+    let directory = directory();
+    for name in [
+        "", ".", "..", "a/b", "../a", ".a", "a.", "-a", "A", "a b", "a\0", "\u{e4}",
+    ] {
+        assert_refused(directory.path(), "ops", name, "use the name");
+        assert_refused(directory.path(), name, "nightly", "use the namespace");
+    }
+    assert_refused(directory.path(), "ops", &"a".repeat(244), "longer than 243");
+    let longest = FileStore::open(directory.path(), "ops", &"a".repeat(243)).unwrap();
+    written(&longest, None, record("me", 1));
+}
+
+#[test]
+fn directory_that_cannot_be_written_to_is_refused() {
+    let directory = directory();
+    let folder = directory.path().join("ops");
+    fs::create_dir(&folder).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        // Permissions do not bind root, but a read-only file system does.
+        let Some(_mount) = Mount::tmpfs(&folder, "ro") else {
+            return;
+        };
+        assert_refused(directory.path(), "ops", "nightly", "Read-only file system");
+    } else {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).unwrap();
+        assert_refused(directory.path(), "ops", "nightly", "Permission denied");
+    }
+}
