@@ -307,6 +307,7 @@ const API_VERSION: &str = "coordination.k8s.io/v1";
 const LONGEST_VALUE_SHOWN: usize = 80;
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod tests {
     use super::*;
 

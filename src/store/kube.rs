@@ -1,1 +1,178 @@
-//! The Kubernetes store.
+//! The Kubernetes store: one `coordination.k8s.io/v1` Lease on an API server.
+//!
+//! Every write is a PUT. One with `metadata.uid` and `metadata.resourceVersion` is carried out only
+//! if the object is still the one of the base; a version without a uid would silently re-create a
+//! Lease that was deleted. One without either creates the Lease, and gets 422 if it exists
+//! (AllowCreateOnUpdate and AllowUnconditionalUpdate in the API server's Lease strategy); unlike a
+//! POST, RBAC can allow it for one name alone. A read names no resourceVersion, so that the server
+//! asks etcd and not its cache.
+//!
+//! Must not: use PATCH or POST, retry, take anything but the API server's own word for the Lease's
+//! absence.
+
+use std::sync::Arc;
+
+use http::{Method, Request, header};
+use serde_json::Value;
+
+use self::{
+    client::{Answer, Connections},
+    failure::{Status, failure},
+};
+use super::{Failure, FailureKind, Outcome, Store, Write, json};
+use crate::lease::{Claim, Version};
+
+mod client;
+mod config;
+mod exec;
+mod failure;
+mod proxy;
+mod watch;
+
+pub use self::{
+    config::{ClusterConfig, Source},
+    watch::KubeWatch,
+};
+
+/// A Lease on an API server. Used inside a tokio runtime with I/O and time.
+pub struct KubeStore {
+    connections: Arc<Connections>,
+    target: Arc<Target>,
+}
+
+impl KubeStore {
+    /// Prepares to use the Lease `namespace/name`; nothing is sent yet, and no credential plugin is
+    /// run.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Misconfigured`] if a name is none that Kubernetes could know, or if
+    /// certificates can't be used.
+    pub fn new(cluster: ClusterConfig, namespace: String, name: String) -> Result<Self, Failure> {
+        for (what, name) in [("namespace", &namespace), ("lease", &name)] {
+            if !is_name(name) {
+                let message = format!(
+                    "{name:?} can't be the name of a {what}: lower case letters, digits, - and ."
+                );
+                return Err(failure(FailureKind::Misconfigured, message));
+            }
+        }
+        Ok(Self {
+            connections: Arc::new(Connections::new(cluster)?),
+            target: Arc::new(Target { namespace, name }),
+        })
+    }
+}
+
+impl Store for KubeStore {
+    type Watch = KubeWatch;
+
+    async fn read(&self) -> Result<Option<Claim>, Failure> {
+        let request = self
+            .target
+            .request(Method::GET, &self.target.path(), Vec::new());
+        let answer = self.connections.send(request).await?;
+        match answer.code {
+            200 => claim(&answer).map(Some),
+            404 if Status::of(&answer).says_lease_not_found() => Ok(None),
+            _ => Err(failure::from_answer(&answer, &self.target)),
+        }
+    }
+
+    async fn write(&self, write: Write) -> Result<Outcome, Failure> {
+        let Target { namespace, name } = &*self.target;
+        let object = match &write.base {
+            Some(base) => json::object_with_record(base, &write.record),
+            None => json::new_object(namespace, name, &write.record),
+        };
+        let body = object.to_string().into_bytes();
+        let request = self.target.request(Method::PUT, &self.target.path(), body);
+        let answer = self.connections.send(request).await?;
+        let status = Status::of(&answer);
+        match answer.code {
+            200 | 201 => claim(&answer).map(Outcome::Written),
+            409 => Ok(Outcome::Conflict),
+            422 if write.base.is_none() && status.demands_version() => Ok(Outcome::Conflict),
+            404 if write.base.is_some() && status.says_lease_not_found() => Ok(Outcome::Conflict),
+            // What is not the record's comes from the base: so that is what makes no sense.
+            400 | 422 if write.base.is_some() => Err(Failure {
+                kind: FailureKind::Malformed,
+                ..failure::from_answer(&answer, &self.target)
+            }),
+            _ => Err(failure::from_answer(&answer, &self.target)),
+        }
+    }
+
+    fn watch(&self, from: Option<Version>) -> KubeWatch {
+        KubeWatch::start(self.connections.clone(), self.target.clone(), from.as_ref())
+    }
+}
+
+/// Which Lease.
+#[derive(Debug)]
+struct Target {
+    namespace: String,
+    name: String,
+}
+
+impl Target {
+    fn path(&self) -> String {
+        self.collection_path(&format!("/{}", self.name))
+    }
+
+    fn collection_path(&self, rest: &str) -> String {
+        format!(
+            "/apis/coordination.k8s.io/v1/namespaces/{}/leases{rest}",
+            self.namespace
+        )
+    }
+
+    fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Request<Vec<u8>> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = path
+            .parse()
+            .expect("both names were checked to be nothing but letters, digits, - and .");
+        let headers = request.headers_mut();
+        let text = http::HeaderValue::from_static;
+        headers.insert(header::ACCEPT, text("application/json"));
+        headers.insert(
+            header::USER_AGENT,
+            text(concat!("lease-exec/", env!("CARGO_PKG_VERSION"))),
+        );
+        if !request.body().is_empty() {
+            let headers = request.headers_mut();
+            headers.insert(header::CONTENT_TYPE, text("application/json"));
+        }
+        request
+    }
+}
+
+/// The Lease in an answer that says success.
+fn claim(answer: &Answer) -> Result<Claim, Failure> {
+    let object: Option<Value> = serde_json::from_slice(&answer.body).ok();
+    match object.filter(Value::is_object) {
+        Some(object) => json::claim_from_object(object, answer.date),
+        // A login page, say. If the request was a write, nobody knows what became of it.
+        None => Err(failure(
+            FailureKind::Unreachable,
+            "the answer is not the API server's, as it is no JSON; is there a proxy in between?",
+        )),
+    }
+}
+
+/// Whether Kubernetes could know it: the characters of an RFC 1123 subdomain.
+fn is_name(name: &str) -> bool {
+    let known = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.'
+    };
+    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    name.len() <= 253
+        && name.bytes().all(known)
+        && ends(name.as_bytes().first())
+        && ends(name.as_bytes().last())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+mod tests;

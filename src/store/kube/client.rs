@@ -1,0 +1,418 @@
+//! One attempt at a request: connections, credentials, and when either is made anew.
+//!
+//! An attempt sends its request once. Whatever can repeat a request behind our back is off (kube's
+//! retry layer, hyper's retry on a connection that closed under it), because the election counts
+//! a term from the send of the very write that succeeded. At most one idle connection is kept, and
+//! only after a complete answer: when an attempt breaks, or is dropped by its caller's time limit,
+//! its connection goes with it and the next attempt starts on a fresh one.
+//!
+//! Must not: retry, put a time limit on an attempt (the caller does).
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use http::{Request, Response, header};
+use http_body_util::{BodyExt, Limited};
+use hyper_util::{
+    client::legacy::{
+        Client as HyperClient,
+        connect::{Connect, HttpConnector, proxy::Tunnel},
+    },
+    rt::{TokioExecutor, TokioTimer},
+};
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+use kube::client::{Body, Client, ClientBuilder, ConfigExt};
+use tower::{BoxError, ServiceBuilder, util::option_layer};
+
+use super::{config::ClusterConfig, exec, failure};
+use crate::{
+    clock::WallTime,
+    store::{Failure, FailureKind},
+};
+
+/// A complete answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) code: u16,
+    pub(super) body: Vec<u8>,
+    /// The server's clock, from `Date`.
+    pub(super) date: Option<WallTime>,
+    /// `Retry-After`, if it is in seconds.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// The way to one API server.
+pub(super) struct Connections {
+    server: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    cluster: ClusterConfig,
+    connector: Option<Arc<Connector>>,
+    /// The connector's credentials were refused: the next attempt waits for new ones.
+    rejected: bool,
+    /// New credentials that are on their way. Kept over the attempts, so that a credential plugin
+    /// that takes longer than one attempt still comes to its end.
+    building: Option<Building>,
+    /// The client of the last attempt, if that was complete; an attempt takes it out, so that one
+    /// which is dropped half-way leaves nothing behind. With the connector that it came from.
+    idle: Option<(Arc<Connector>, Client)>,
+}
+
+type Building = Shared<BoxFuture<'static, Result<Built, Failure>>>;
+
+#[derive(Clone)]
+struct Built {
+    cluster: ClusterConfig,
+    connector: Arc<Connector>,
+}
+
+impl Connections {
+    /// Prepares the way, which finds unusable certificates. A credential plugin is not run yet.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Misconfigured`].
+    pub(super) fn new(cluster: ClusterConfig) -> Result<Self, Failure> {
+        let connector = match runs_programs(&cluster) {
+            true => None,
+            false => Some(Arc::new(Connector::build(&cluster)?)),
+        };
+        Ok(Self {
+            server: cluster.server(),
+            state: Mutex::new(State {
+                cluster,
+                connector,
+                rejected: false,
+                building: None,
+                idle: None,
+            }),
+        })
+    }
+
+    /// Makes one attempt and reads its answer, whatever its status.
+    ///
+    /// # Errors
+    ///
+    /// No answer came, or not all of it.
+    pub(super) async fn send(&self, request: Request<Vec<u8>>) -> Result<Answer, Failure> {
+        let connector = self.connector().await?;
+        let idle = self.state().idle.take();
+        let client = match idle.filter(|(of, _)| Arc::ptr_eq(of, &connector)) {
+            Some((_, client)) => client,
+            None => connector.client(&self.server)?,
+        };
+        let response = client.send(request.map(Body::from)).await;
+        let response = response.map_err(|error| self.broken(&error))?;
+        let answer = self.read(response).await?;
+        // A server that is overloaded, shutting down or behind a broken proxy may do better on
+        // another connection, which may lead to another server.
+        if answer.code < 500 && !matches!(answer.code, 401 | 408 | 429) {
+            self.state().idle = Some((connector, client));
+        }
+        Ok(answer)
+    }
+
+    /// Makes one attempt on a connection of its own, and leaves the answer's body to be read.
+    ///
+    /// # Errors
+    ///
+    /// No answer came.
+    pub(super) async fn open(&self, request: Request<Vec<u8>>) -> Result<Response<Body>, Failure> {
+        let connector = self.connector().await?;
+        let client = connector.client(&self.server)?;
+        let response = client.send(request.map(Body::from)).await;
+        let response = response.map_err(|error| self.broken(&error))?;
+        if response.status() == http::StatusCode::UNAUTHORIZED {
+            self.state().rejected = true;
+        }
+        Ok(response)
+    }
+
+    /// Reads the whole of an answer.
+    ///
+    /// # Errors
+    ///
+    /// Not all of it came.
+    pub(super) async fn read(&self, response: Response<Body>) -> Result<Answer, Failure> {
+        let (head, body) = response.into_parts();
+        if head.status == http::StatusCode::UNAUTHORIZED {
+            self.state().rejected = true;
+        }
+        let body = Limited::new(body, LARGEST_ANSWER).collect().await;
+        let body = body.map_err(|error| self.broken(&*error))?;
+        let text = |name| {
+            head.headers
+                .get(name)
+                .and_then(|value: &http::HeaderValue| value.to_str().ok())
+        };
+        Ok(Answer {
+            code: head.status.as_u16(),
+            body: body.to_bytes().to_vec(),
+            date: text(header::DATE).and_then(http_date),
+            retry_after: text(header::RETRY_AFTER)
+                .and_then(|value| value.trim().parse().ok())
+                .map(Duration::from_secs),
+        })
+    }
+
+    /// What it means that a connection broke.
+    pub(super) fn broken(&self, error: &(dyn std::error::Error + 'static)) -> Failure {
+        let broken = failure::from_error(error, &self.server);
+        if broken.credentials {
+            self.state().rejected = true;
+        }
+        broken.failure
+    }
+
+    /// The connector for the next attempt, with credentials that are not known to be useless.
+    async fn connector(&self) -> Result<Arc<Connector>, Failure> {
+        let building = {
+            let mut state = self.state();
+            state.take_up_finished();
+            if state.building.is_none() && state.wants_new_credentials() {
+                state.building = Some(build(state.cluster.clone(), state.connector.is_some()));
+            }
+            match (&state.connector, &state.building) {
+                (Some(connector), None) => return Ok(connector.clone()),
+                // Good enough while the next is on its way.
+                (Some(connector), Some(_)) if !state.rejected && !connector.has_expired() => {
+                    return Ok(connector.clone());
+                }
+                (_, Some(building)) => building.clone(),
+                (None, None) => {
+                    return Err(failure::failure(
+                        FailureKind::Unreachable,
+                        "there is no connection yet",
+                    ));
+                }
+            }
+        };
+        let built = building.await;
+        let mut state = self.state();
+        state.take_up(built.clone());
+        match built {
+            Ok(built) => Ok(built.connector),
+            // The configuration was good once, and somebody may be about to replace it.
+            Err(failure)
+                if state.connector.is_some() && failure.kind == FailureKind::Misconfigured =>
+            {
+                Err(Failure {
+                    kind: FailureKind::Unauthorized,
+                    ..failure
+                })
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Never held while awaiting. What it protects is consistent after every single assignment.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wants_new_credentials(&self) -> bool {
+        match &self.connector {
+            None => true,
+            Some(connector) => {
+                self.rejected || connector.expires_soon() || self.cluster.is_outdated()
+            }
+        }
+    }
+
+    fn take_up_finished(&mut self) {
+        let finished = self
+            .building
+            .as_ref()
+            .and_then(|building| building.clone().now_or_never());
+        if let Some(built) = finished {
+            if let Err(failure) = &built {
+                tracing::warn!("can't renew the credentials: {}", failure.message);
+            }
+            self.take_up(built);
+        }
+    }
+
+    fn take_up(&mut self, built: Result<Built, Failure>) {
+        self.building = None;
+        if let Ok(built) = built {
+            self.cluster = built.cluster;
+            self.connector = Some(built.connector);
+            self.rejected = false;
+        }
+    }
+}
+
+/// Starts to read the credentials: again if they were read before. It goes on when nobody waits.
+fn build(cluster: ClusterConfig, again: bool) -> Building {
+    let built = tokio::task::spawn_blocking(move || {
+        let cluster = if again { cluster.reload()? } else { cluster };
+        let connector = Arc::new(Connector::build(&cluster)?);
+        Ok(Built { cluster, connector })
+    });
+    let built = async move {
+        built.await.unwrap_or_else(|_| {
+            Err(failure::failure(
+                FailureKind::Unreachable,
+                "the program is coming to its end",
+            ))
+        })
+    };
+    built.boxed().shared()
+}
+
+/// Whether reading the credentials starts a program.
+fn runs_programs(cluster: &ClusterConfig) -> bool {
+    cluster.exec.is_some() || cluster.config.auth_info.auth_provider.is_some()
+}
+
+/// All that a connection needs: address, certificates, credentials. Makes clients, each of which
+/// has connections of its own.
+struct Connector {
+    config: kube::Config,
+    auth: Option<kube::client::middleware::AuthLayer>,
+    route: Route,
+    /// When the credentials run out, as far as we were told.
+    expires: Option<Timestamp>,
+}
+
+enum Route {
+    Direct(Https<HttpConnector>),
+    Proxied(Https<Tunnel<HttpConnector>>),
+}
+
+type Https<C> = hyper_rustls::HttpsConnector<C>;
+
+impl Connector {
+    /// Blocks while files are read and a credential plugin runs.
+    fn build(cluster: &ClusterConfig) -> Result<Self, Failure> {
+        let mut config = cluster.config.clone();
+        let mut expires = None;
+        if let Some(plugin) = &cluster.exec {
+            let credentials = exec::run(plugin)?;
+            let user = &mut config.auth_info;
+            user.token = credentials.token.map(Into::into);
+            if let Some((certificate, key)) = credentials.certificate {
+                user.client_certificate_data = Some(BASE64.encode(certificate));
+                user.client_key_data = Some(BASE64.encode(key).into());
+            }
+            expires = credentials.expires;
+        }
+        let server = cluster.server();
+        let unusable = |error: kube::Error| failure::from_setup(&error, &server);
+        let route = match &cluster.proxy {
+            None => Route::Direct(
+                config
+                    .rustls_https_connector_with_connector(tcp())
+                    .map_err(unusable)?,
+            ),
+            Some(proxy) => {
+                let mut tunnel = Tunnel::new(proxy.uri.clone(), tcp());
+                if let Some(authorization) = &proxy.authorization {
+                    tunnel = tunnel.with_auth(authorization.clone());
+                }
+                Route::Proxied(
+                    config
+                        .rustls_https_connector_with_connector(tunnel)
+                        .map_err(unusable)?,
+                )
+            }
+        };
+        let auth = config.auth_layer().map_err(unusable)?;
+        Ok(Self {
+            config,
+            auth,
+            route,
+            expires,
+        })
+    }
+
+    /// A client without connections.
+    fn client(&self, server: &str) -> Result<Client, Failure> {
+        match &self.route {
+            Route::Direct(connector) => self.client_over(connector.clone()),
+            Route::Proxied(connector) => self.client_over(connector.clone()),
+        }
+        .map_err(|error| failure::from_setup(&error, server))
+    }
+
+    fn client_over<C>(&self, connector: C) -> Result<Client, kube::Error>
+    where
+        C: Connect + Clone + Send + Sync + 'static,
+    {
+        let client: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(1)
+            .pool_idle_timeout(LONGEST_IDLE)
+            .pool_timer(TokioTimer::new())
+            .retry_canceled_requests(false)
+            .build(connector);
+        let service = ServiceBuilder::new()
+            .layer(self.config.base_uri_layer())
+            .layer(option_layer(self.auth.as_ref()))
+            .layer(self.config.extra_headers_layer()?)
+            .map_err(BoxError::from)
+            .service(client);
+        Ok(ClientBuilder::new(service, self.config.default_namespace.clone()).build())
+    }
+
+    fn has_expired(&self) -> bool {
+        self.expires
+            .is_some_and(|expires| Timestamp::now() >= expires)
+    }
+
+    fn expires_soon(&self) -> bool {
+        self.expires
+            .is_some_and(|expires| Timestamp::now() + RENEWED_BEFORE >= expires)
+    }
+}
+
+/// TCP as a lease needs it: no waiting for more to send, and a peer that died silently shows.
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_LIMIT));
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
+    tcp
+}
+
+/// A header like `Sat, 21 Nov 2026 07:43:31 GMT` (RFC 9110, 5.6.7).
+fn http_date(text: &str) -> Option<WallTime> {
+    let date = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(WallTime {
+        unix_micros: date.as_microsecond(),
+    })
+}
+
+/// In bytes. etcd keeps no object above 1.5 MiB.
+const LARGEST_ANSWER: usize = 4 << 20;
+
+/// Many a load balancer forgets a connection that was silent for a minute.
+const LONGEST_IDLE: Duration = Duration::from_secs(30);
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long nothing has to come before the kernel asks whether the peer is there, and how often it
+/// does so.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// TCP_USER_TIMEOUT, see tcp(7): what was sent, keepalive probes included, is acknowledged within
+/// this or the connection is over.
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(20);
+
+/// New credentials are fetched this long before the old ones expire.
+const RENEWED_BEFORE: SignedDuration = SignedDuration::from_secs(60);

@@ -1,0 +1,533 @@
+//! Which cluster, as whom: kubeconfig files or the service account of the pod we run in.
+//!
+//! What is asked for explicitly works or fails. A kubeconfig that is there but broken is an error,
+//! never a reason to look elsewhere: kube's own `Config::infer` would hide a typo behind a service
+//! account's rights. Everything here reads files at most, so that a mistake shows before anything
+//! is started; credential plugins run later.
+//!
+//! Must not: connect, start processes or threads.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use futures_util::FutureExt;
+use http::{HeaderValue, Uri};
+use kube::config::{
+    Cluster, Config, Context, ExecConfig, InClusterError, KubeConfigOptions, Kubeconfig,
+    KubeconfigError, LoadDataError,
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    failure::{failure, one_line, plain},
+    proxy::{Proxy, ProxyVariables},
+};
+use crate::store::{Failure, FailureKind};
+
+/// Where the user wants the cluster's address and credentials to come from.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// `--kubeconfig`: this file and no other.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--context`: this context of the kubeconfig, instead of its current one.
+    pub context: Option<String>,
+    /// `--as`: the user to impersonate.
+    pub impersonate: Option<String>,
+    /// `--as-group`: the groups to impersonate; only beside a user.
+    pub impersonate_groups: Vec<String>,
+}
+
+/// What the environment says of clusters. Read apart from [`Source`], so that tests need not change
+/// the environment of the process that they run in.
+#[derive(Clone, Debug, Default)]
+struct Environment {
+    kubeconfig: Option<OsString>,
+    home: Option<PathBuf>,
+    service_account: PathBuf,
+    in_pod: bool,
+    proxies: ProxyVariables,
+}
+
+impl Environment {
+    fn read() -> Self {
+        Self {
+            kubeconfig: std::env::var_os("KUBECONFIG"),
+            home: std::env::home_dir(),
+            service_account: SERVICE_ACCOUNT.into(),
+            in_pod: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            proxies: ProxyVariables::read(),
+        }
+    }
+}
+
+/// A cluster and how to reach it, read from files.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    source: Source,
+    environment: Environment,
+    origin: Origin,
+    context_namespace: Option<String>,
+    files: Vec<(PathBuf, Option<Stamp>)>,
+    /// Without a credential plugin, which is in `exec`, and with the token in place of its file.
+    pub(super) config: Config,
+    pub(super) exec: Option<ExecConfig>,
+    pub(super) proxy: Option<Proxy>,
+}
+
+/// Where the configuration was found. Fixed when it is read first, so that neither a changed
+/// environment nor `kubectl config use-context` moves us to another cluster later.
+#[derive(Clone, Debug)]
+enum Origin {
+    Kubeconfig {
+        files: Vec<PathBuf>,
+        context: String,
+    },
+    ServiceAccount,
+}
+
+impl ClusterConfig {
+    /// Finds and reads the configuration: the file and context asked for, else those of
+    /// `$KUBECONFIG`, else `~/.kube/config`, else the pod's service account.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Misconfigured`] with what is wrong and in which file.
+    pub fn load(source: Source) -> Result<Self, Failure> {
+        Self::load_in(source, Environment::read())
+    }
+
+    fn load_in(source: Source, environment: Environment) -> Result<Self, Failure> {
+        if source.impersonate.is_none() && !source.impersonate_groups.is_empty() {
+            return Err(misconfigured(
+                "a group can only be impersonated together with a user",
+            ));
+        }
+        let files = kubeconfig_files(&source, &environment)?;
+        if files.is_empty() {
+            if let Some(context) = &source.context {
+                return Err(misconfigured(format!(
+                    "there is no kubeconfig to find the context {context:?} in"
+                )));
+            }
+            if !environment.in_pod {
+                return Err(misconfigured(
+                    "no cluster is configured: there is no kubeconfig ($KUBECONFIG, ~/.kube/config), and this is not a \
+                     pod (KUBERNETES_SERVICE_HOST is not set)",
+                ));
+            }
+            return Self::from_service_account(source, environment);
+        }
+        let merged = read_kubeconfigs(&files)?;
+        let current = merged
+            .current_context
+            .clone()
+            .filter(|name| !name.is_empty());
+        let context = source.context.clone().or(current).ok_or_else(|| {
+            misconfigured(format!(
+                "{} sets no current-context, and none was asked for",
+                names(&files)
+            ))
+        })?;
+        Self::from_kubeconfig(source, environment, files, context, merged)
+    }
+
+    /// Reads the same files again, for the credentials in them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClusterConfig::load`]; also if they lead to another server now, as we hold our lease,
+    /// or wait for it, on that of before.
+    pub(super) fn reload(&self) -> Result<Self, Failure> {
+        let (source, environment) = (self.source.clone(), self.environment.clone());
+        let new = match &self.origin {
+            Origin::ServiceAccount => Self::from_service_account(source, environment)?,
+            Origin::Kubeconfig { files, context } => {
+                let merged = read_kubeconfigs(files)?;
+                Self::from_kubeconfig(source, environment, files.clone(), context.clone(), merged)?
+            }
+        };
+        if new.config.cluster_url != self.config.cluster_url {
+            let (old, new) = (self.server(), new.server());
+            return Err(misconfigured(format!(
+                "the configuration leads to {new} now instead of {old}"
+            )));
+        }
+        Ok(new)
+    }
+
+    /// Whether any of the files that went into it has changed since.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.files
+            .iter()
+            .any(|(path, stamp)| Stamp::of(path) != *stamp)
+    }
+
+    /// The URL of the API server, for messages.
+    pub fn server(&self) -> String {
+        let url = self.config.cluster_url.to_string();
+        url.trim_end_matches('/').to_owned()
+    }
+
+    /// The namespace of the lease: the flag's, else that of the environment (POD_NAMESPACE), the
+    /// context's, the service account's, or `default`.
+    pub fn namespace(&self, flag: Option<&str>, pod_namespace: Option<&str>) -> String {
+        let service_account =
+            fs::read_to_string(self.environment.service_account.join("namespace")).ok();
+        let sources = [
+            flag,
+            pod_namespace,
+            self.context_namespace.as_deref(),
+            service_account.as_deref(),
+        ];
+        let mut given = sources.into_iter().flatten().map(str::trim);
+        given
+            .find(|name| !name.is_empty())
+            .unwrap_or("default")
+            .to_owned()
+    }
+
+    /// The namespace that the kubeconfig's context names.
+    pub fn context_namespace(&self) -> Option<&str> {
+        self.context_namespace.as_deref()
+    }
+
+    fn from_kubeconfig(
+        source: Source,
+        environment: Environment,
+        files: Vec<PathBuf>,
+        context: String,
+        merged: Kubeconfig,
+    ) -> Result<Self, Failure> {
+        let place = names(&files);
+        // Stamped before they are read: a change in between is seen as one.
+        let stamped = stamped(files.iter().cloned());
+        let cluster = cluster_of(&merged, &context);
+        let context_namespace =
+            context_of(&merged, &context).and_then(|context| context.namespace.clone());
+        let options = KubeConfigOptions {
+            context: Some(context.clone()),
+            ..KubeConfigOptions::default()
+        };
+        // It awaits nothing; it is only async because its sibling once was.
+        let config = Config::from_custom_kubeconfig(merged, &options)
+            .now_or_never()
+            .ok_or_else(|| misconfigured(format!("can't read {place} without waiting")))?
+            .map_err(|error| misconfigured(explain(&error, &place)))?;
+        let proxy = match cluster
+            .as_ref()
+            .and_then(|cluster| cluster.proxy_url.as_deref())
+        {
+            // As in client-go, this one holds whatever NO_PROXY says.
+            Some(url) if !url.is_empty() => Some(Proxy::parse(
+                url,
+                &format!("the proxy-url of the context {context:?}"),
+            )?),
+            _ => environment.proxies.proxy_for(&config.cluster_url)?,
+        };
+        let authority = cluster
+            .and_then(|cluster| cluster.certificate_authority)
+            .map(PathBuf::from);
+        let mut new = Self {
+            source,
+            environment,
+            origin: Origin::Kubeconfig { files, context },
+            context_namespace: context_namespace.filter(|name| !name.is_empty()),
+            files: stamped,
+            config,
+            exec: None,
+            proxy,
+        };
+        new.files.extend(self::stamped(authority));
+        new.check(&place)?;
+        Ok(new)
+    }
+
+    fn from_service_account(source: Source, environment: Environment) -> Result<Self, Failure> {
+        let mut config =
+            Config::incluster().map_err(|error| misconfigured(explain_in_cluster(&error)))?;
+        // kube reads it untrimmed, and a line's end is no part of a name.
+        config.default_namespace = config.default_namespace.trim().to_owned();
+        let proxy = environment.proxies.proxy_for(&config.cluster_url)?;
+        let files = stamped(config.root_cert_file.clone());
+        let mut new = Self {
+            source,
+            environment,
+            origin: Origin::ServiceAccount,
+            context_namespace: None,
+            files,
+            config,
+            exec: None,
+            proxy,
+        };
+        new.check("the service account's files")?;
+        Ok(new)
+    }
+
+    /// Makes the configuration ready for use, and finds what would only show later.
+    fn check(&mut self, place: &str) -> Result<(), Failure> {
+        let scheme = self.config.cluster_url.scheme_str();
+        if !matches!(scheme, Some("http" | "https")) || self.config.cluster_url.host().is_none() {
+            return Err(misconfigured(format!(
+                "{place} has no usable server: {:?} is not an http:// or https:// URL",
+                self.config.cluster_url.to_string()
+            )));
+        }
+        self.config.cluster_url = with_port(&self.config.cluster_url);
+        self.config.default_retry = false;
+        self.take_token()?;
+        let user = &mut self.config.auth_info;
+        self.exec = user
+            .exec
+            .take()
+            .filter(|_| user.token.is_none() && user.username.is_none());
+        let paths = [&user.client_certificate, &user.client_key]
+            .map(|path| path.as_ref().map(PathBuf::from));
+        let data = [
+            user.client_certificate_data.is_some(),
+            user.client_key_data.is_some(),
+        ];
+        for (path, _) in paths.into_iter().zip(data).filter(|(_, data)| !data) {
+            let Some(path) = path else { continue };
+            self.files.extend(stamped([path.clone()]));
+            fs::File::open(&path).map_err(|error| {
+                misconfigured(unreadable("the client certificate", &path, &error))
+            })?;
+        }
+        if let Some(user) = &self.source.impersonate {
+            self.config.auth_info.impersonate = Some(user.clone());
+        }
+        if !self.source.impersonate_groups.is_empty() {
+            self.config.auth_info.impersonate_groups = Some(self.source.impersonate_groups.clone());
+        }
+        Ok(())
+    }
+
+    /// Puts the token's text in the place of its file, trimmed; kube would read it untrimmed, and a
+    /// token that is no header value makes it panic. As in client-go the file beats a token that
+    /// stands beside it.
+    fn take_token(&mut self) -> Result<(), Failure> {
+        let token = match self.config.auth_info.token_file.take() {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                self.files.extend(stamped([path.clone()]));
+                let token = fs::read_to_string(&path);
+                Some(token.map_err(|error| misconfigured(unreadable("the token", &path, &error)))?)
+            }
+            None => self
+                .config
+                .auth_info
+                .token
+                .as_ref()
+                .map(|token| token.expose_secret().to_owned()),
+        };
+        let token = token
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty());
+        if token
+            .as_ref()
+            .is_some_and(|token| HeaderValue::try_from(token).is_err())
+        {
+            return Err(misconfigured(
+                "the token has characters that no token can have",
+            ));
+        }
+        self.config.auth_info.token = token.map(SecretString::from);
+        Ok(())
+    }
+}
+
+/// The kubeconfig files to merge, as kubectl finds them; none: the pod's service account.
+fn kubeconfig_files(source: &Source, environment: &Environment) -> Result<Vec<PathBuf>, Failure> {
+    // Absolute, because a kubeconfig's own relative paths start from where it lies.
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    if let Some(path) = &source.kubeconfig {
+        return Ok(vec![absolute(path.clone())]);
+    }
+    let listed: Vec<PathBuf> = environment
+        .kubeconfig
+        .iter()
+        .flat_map(std::env::split_paths)
+        .collect();
+    let listed: Vec<PathBuf> = listed
+        .into_iter()
+        .filter(|path| !path.as_os_str().is_empty())
+        .map(absolute)
+        .collect();
+    if !listed.is_empty() {
+        let (present, absent): (Vec<_>, Vec<_>) = listed.into_iter().partition(|path| exists(path));
+        if present.is_empty() {
+            return Err(misconfigured(format!(
+                "$KUBECONFIG names {}, which does not exist",
+                names(&absent)
+            )));
+        }
+        if !absent.is_empty() {
+            tracing::warn!("$KUBECONFIG names {}, which does not exist", names(&absent));
+        }
+        return Ok(present);
+    }
+    let usual = environment
+        .home
+        .as_ref()
+        .map(|home| absolute(home.join(".kube/config")));
+    Ok(usual.into_iter().filter(|path| exists(path)).collect())
+}
+
+/// Whether something is there, readable or not.
+fn exists(path: &Path) -> bool {
+    !fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+fn read_kubeconfigs(files: &[PathBuf]) -> Result<Kubeconfig, Failure> {
+    let mut merged = Kubeconfig::default();
+    for file in files {
+        let place = names(std::slice::from_ref(file));
+        let next =
+            Kubeconfig::read_from(file).map_err(|error| misconfigured(explain(&error, &place)))?;
+        merged = merged
+            .merge(next)
+            .map_err(|error| misconfigured(explain(&error, &place)))?;
+    }
+    Ok(merged)
+}
+
+fn context_of<'a>(kubeconfig: &'a Kubeconfig, name: &str) -> Option<&'a Context> {
+    let named = kubeconfig
+        .contexts
+        .iter()
+        .find(|context| context.name == name)?;
+    named.context.as_ref()
+}
+
+fn cluster_of(kubeconfig: &Kubeconfig, context: &str) -> Option<Cluster> {
+    let name = &context_of(kubeconfig, context)?.cluster;
+    let named = kubeconfig
+        .clusters
+        .iter()
+        .find(|cluster| &cluster.name == name)?;
+    named.cluster.clone()
+}
+
+/// The URL with its port: a tunnel through a proxy takes a missing one for 443 whatever the scheme.
+fn with_port(url: &Uri) -> Uri {
+    if url.scheme_str() != Some("http") || url.port().is_some() {
+        return url.clone();
+    }
+    let mut parts = url.clone().into_parts();
+    parts.authority = parts
+        .authority
+        .map(|authority| format!("{authority}:80").parse().unwrap_or(authority));
+    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
+}
+
+/// What tells one state of a file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds since the Unix epoch.
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self {
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+fn stamped(paths: impl IntoIterator<Item = PathBuf>) -> Vec<(PathBuf, Option<Stamp>)> {
+    let paths = paths.into_iter();
+    paths.map(|path| (path.clone(), Stamp::of(&path))).collect()
+}
+
+/// What is wrong with a kubeconfig, in one sentence; `place` is the files' names.
+fn explain(error: &KubeconfigError, place: &str) -> String {
+    let data = |what: &str, error: &LoadDataError| match error {
+        LoadDataError::ReadFile(error, path) => unreadable(what, path, error),
+        LoadDataError::DecodeBase64(_) => format!("{what} in {place} is not base64"),
+        LoadDataError::NoBase64DataOrFile => format!("{what} is missing in {place}"),
+    };
+    match error {
+        KubeconfigError::ReadConfig(error, path) => unreadable("the kubeconfig", path, error),
+        KubeconfigError::Parse(error) => {
+            let text = error.to_string();
+            let first = text
+                .lines()
+                .map(str::trim)
+                .find(|line| !line.is_empty())
+                .unwrap_or_default();
+            format!("{place} is not a kubeconfig: {}", one_line(first))
+        }
+        KubeconfigError::CurrentContextNotSet => format!("{place} sets no current-context"),
+        KubeconfigError::LoadContext(name) => format!("{place} has no context {name:?}"),
+        KubeconfigError::LoadClusterOfContext(name) => {
+            format!("{place} has no cluster {name:?}, which its context names")
+        }
+        KubeconfigError::MissingClusterUrl => format!("the cluster in {place} has no server"),
+        KubeconfigError::ParseClusterUrl(_) => format!("the server in {place} is not a URL"),
+        // kube takes the variable up where the kubeconfig has none.
+        KubeconfigError::ParseProxyUrl(_) => {
+            format!("the proxy-url in {place}, or else HTTPS_PROXY, is not a URL")
+        }
+        KubeconfigError::LoadCertificateAuthority(error) => {
+            data("the certificate authority", error)
+        }
+        KubeconfigError::LoadClientCertificate(error) => data("the client certificate", error),
+        KubeconfigError::LoadClientKey(error) => data("the client key", error),
+        KubeconfigError::ParseCertificates(_) => {
+            format!("the certificate authority in {place} is not PEM")
+        }
+        other => format!("{}: {}", place, plain(other)),
+    }
+}
+
+fn explain_in_cluster(error: &InClusterError) -> String {
+    let file = |name: &str, error: &io::Error| {
+        unreadable(
+            "the service account's",
+            &Path::new(SERVICE_ACCOUNT).join(name),
+            error,
+        )
+    };
+    match error {
+        InClusterError::ReadDefaultNamespace(error) => file("namespace", error),
+        InClusterError::ReadCertificateBundle(error) => file("ca.crt", error),
+        InClusterError::ParseCertificates(_) => format!("{SERVICE_ACCOUNT}/ca.crt is not PEM"),
+        InClusterError::ReadEnvironmentVariable(_) => "KUBERNETES_SERVICE_PORT is not set".into(),
+        InClusterError::ParseClusterPort(_) => "KUBERNETES_SERVICE_PORT is not a port".into(),
+        InClusterError::ParseClusterUrl(_) => "KUBERNETES_SERVICE_HOST is not a host".into(),
+    }
+}
+
+fn unreadable(what: &str, path: &Path, error: &io::Error) -> String {
+    format!("can't read {what} {}: {}", path.display(), plain(error))
+}
+
+/// The files' names as part of a sentence.
+fn names(files: &[PathBuf]) -> String {
+    let names: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    names.join(" and ")
+}
+
+fn misconfigured(message: impl Into<String>) -> Failure {
+    failure(FailureKind::Misconfigured, message)
+}
+
+/// Where the kubelet puts a pod's token, certificate authority and namespace.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+mod tests;

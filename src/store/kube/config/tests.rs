@@ -1,0 +1,343 @@
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+
+struct Home {
+    directory: TempDir,
+    environment: Environment,
+}
+
+impl Home {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(".kube")).unwrap();
+        let environment = Environment {
+            home: Some(directory.path().to_owned()),
+            service_account: directory.path().join("account"),
+            ..Environment::default()
+        };
+        Self {
+            directory,
+            environment,
+        }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn load(&self, source: Source) -> Result<ClusterConfig, Failure> {
+        ClusterConfig::load_in(source, self.environment.clone())
+    }
+
+    fn message(&self, source: Source) -> String {
+        let failure = self.load(source).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Misconfigured);
+        assert!(!failure.message.contains('\n'), "{}", failure.message);
+        let home = self.directory.path().display().to_string();
+        failure.message.replace(&home, "HOME")
+    }
+}
+
+fn kubeconfig(name: &str, cluster: &str, user: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: {name}\n\
+         clusters: [{{name: c-{name}, cluster: {{server: 'https://{name}.example:6443'{cluster}}}}}]\n\
+         contexts: [{{name: {name}, context: {{cluster: c-{name}, user: u, namespace: ns-{name}}}}}]\n\
+         users: [{{name: u, user: {{{user}}}}}]\n"
+    )
+}
+
+fn named(path: &Path) -> Source {
+    Source {
+        kubeconfig: Some(path.to_owned()),
+        ..Source::default()
+    }
+}
+
+#[test]
+fn usual_file_is_used_when_nothing_else_is_said() {
+    let home = Home::new();
+    home.file(".kube/config", &kubeconfig("home", "", "token: abc"));
+    let config = home.load(Source::default()).unwrap();
+    assert_eq!(config.server(), "https://home.example:6443");
+    assert_eq!(config.context_namespace(), Some("ns-home"));
+    assert!(!config.config.default_retry);
+}
+
+#[test]
+fn variable_beats_the_usual_file_and_the_flag_beats_both() {
+    let mut home = Home::new();
+    home.file(".kube/config", &kubeconfig("home", "", ""));
+    let listed = home.file("listed", &kubeconfig("listed", "", ""));
+    let flagged = home.file("flagged", &kubeconfig("flagged", "", ""));
+    home.environment.kubeconfig = Some(listed.into());
+    assert_eq!(
+        home.load(Source::default()).unwrap().server(),
+        "https://listed.example:6443"
+    );
+    assert_eq!(
+        home.load(named(&flagged)).unwrap().server(),
+        "https://flagged.example:6443"
+    );
+}
+
+#[test]
+fn listed_files_are_merged_and_absent_ones_passed_over() {
+    let mut home = Home::new();
+    let one = home.file("one", &kubeconfig("one", "", ""));
+    let two = home.file("two", &kubeconfig("two", "", ""));
+    let list = format!(":{}:/nonexistent:{}", one.display(), two.display());
+    home.environment.kubeconfig = Some(list.into());
+    assert_eq!(
+        home.load(Source::default()).unwrap().server(),
+        "https://one.example:6443"
+    );
+    let source = Source {
+        context: Some("two".into()),
+        ..Source::default()
+    };
+    assert_eq!(
+        home.load(source).unwrap().server(),
+        "https://two.example:6443"
+    );
+}
+
+#[test]
+fn every_mistake_is_one_sentence_and_nothing_falls_back() {
+    let mut home = Home::new();
+    // With a service account at hand: were anything to fall back, it would be to that.
+    home.environment.in_pod = true;
+    let asked = |context: &str| Source {
+        context: Some(context.into()),
+        ..Source::default()
+    };
+    let absent = home.directory.path().join("absent");
+    assert_eq!(
+        home.message(named(&absent)),
+        "can't read the kubeconfig HOME/absent: no such file or directory"
+    );
+    assert_eq!(
+        home.message(asked("x")),
+        "there is no kubeconfig to find the context \"x\" in"
+    );
+
+    let good = home.file("good", &kubeconfig("good", "", ""));
+    let unknown = Source {
+        kubeconfig: Some(good),
+        ..asked("x")
+    };
+    assert_eq!(home.message(unknown), "HOME/good has no context \"x\"");
+    for (text, expected) in [
+        (
+            "",
+            "HOME/.kube/config sets no current-context, and none was asked for",
+        ),
+        (
+            "{current-context: a}",
+            "HOME/.kube/config has no context \"a\"",
+        ),
+        (
+            "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}]}",
+            "HOME/.kube/config has no cluster \"c\", which its context names",
+        ),
+        (
+            &kubeconfig("a", "", "").replace("https://a.example:6443", "ftp://a.example"),
+            "HOME/.kube/config has no usable server: \"ftp://a.example/\" is not an http:// or https:// URL",
+        ),
+        (
+            &kubeconfig("a", ", certificate-authority: ca.pem", ""),
+            "can't read the certificate authority HOME/.kube/ca.pem: no such file or directory",
+        ),
+        (
+            &kubeconfig("a", ", certificate-authority-data: '%'", ""),
+            "the certificate authority in HOME/.kube/config is not base64",
+        ),
+        (
+            &kubeconfig("a", "", "client-certificate: c.pem, client-key: k.pem"),
+            "can't read the client certificate HOME/.kube/c.pem: no such file or directory",
+        ),
+        (
+            &kubeconfig("a", "", "tokenFile: token"),
+            "can't read the token HOME/.kube/token: no such file or directory",
+        ),
+        (
+            &kubeconfig("a", "", "token: \"a\\tb\\nc\""),
+            "the token has characters that no token can have",
+        ),
+        (
+            &kubeconfig("a", ", proxy-url: 'socks5://p'", ""),
+            "the proxy-url of the context \"a\" names a proxy of the kind socks5://, but only http:// proxies are \
+             supported",
+        ),
+    ] {
+        home.file(".kube/config", text);
+        assert_eq!(home.message(Source::default()), expected);
+    }
+    home.file(".kube/config", "clusters: [");
+    let message = home.message(Source::default());
+    assert!(
+        message.starts_with("HOME/.kube/config is not a kubeconfig: "),
+        "{message}"
+    );
+
+    home.environment.kubeconfig = Some("/nonexistent/a:/nonexistent/b".into());
+    let expected = "$KUBECONFIG names /nonexistent/a and /nonexistent/b, which does not exist";
+    assert_eq!(home.message(Source::default()), expected);
+}
+
+#[test]
+fn outside_a_pod_and_without_a_kubeconfig_no_cluster_is_configured() {
+    let message = Home::new().message(Source::default());
+    assert!(
+        message.starts_with("no cluster is configured: "),
+        "{message}"
+    );
+}
+
+#[test]
+fn namespace_comes_from_the_first_that_names_one() {
+    let home = Home::new();
+    home.file(".kube/config", &kubeconfig("home", "", ""));
+    let mut config = home.load(Source::default()).unwrap();
+    assert_eq!(config.namespace(Some("flag"), Some("pod")), "flag");
+    assert_eq!(config.namespace(None, Some("pod")), "pod");
+    assert_eq!(config.namespace(Some(""), Some("")), "ns-home");
+    config.context_namespace = None;
+    assert_eq!(config.namespace(None, None), "default");
+    fs::create_dir(&config.environment.service_account).unwrap();
+    home.file("account/namespace", "ops\n");
+    assert_eq!(config.namespace(None, None), "ops");
+}
+
+#[test]
+fn token_file_is_read_trimmed_and_beats_the_token_beside_it() {
+    let home = Home::new();
+    home.file(
+        ".kube/config",
+        &kubeconfig("home", "", "tokenFile: token, token: inline"),
+    );
+    home.file(".kube/token", " fresh\n");
+    let config = home.load(Source::default()).unwrap();
+    assert_eq!(
+        config.config.auth_info.token.unwrap().expose_secret(),
+        "fresh"
+    );
+    assert_eq!(config.config.auth_info.token_file, None);
+}
+
+#[test]
+fn proxy_of_the_kubeconfig_beats_the_environment_and_no_proxy() {
+    let mut home = Home::new();
+    home.environment.proxies = ProxyVariables {
+        https: Some("http://variable:1".into()),
+        http: None,
+        exceptions: None,
+    };
+    home.file(".kube/config", &kubeconfig("home", "", ""));
+    let proxy = |home: &Home| {
+        home.load(Source::default())
+            .unwrap()
+            .proxy
+            .map(|proxy| proxy.uri.to_string())
+    };
+    assert_eq!(proxy(&home).as_deref(), Some("http://variable:1/"));
+    home.environment.proxies.exceptions = Some(".example".into());
+    assert_eq!(proxy(&home), None);
+    home.file(
+        ".kube/config",
+        &kubeconfig("home", ", proxy-url: 'http://file:2'", ""),
+    );
+    assert_eq!(proxy(&home).as_deref(), Some("http://file:2/"));
+}
+
+#[test]
+fn impersonation_replaces_the_user_of_the_kubeconfig() {
+    let home = Home::new();
+    home.file(".kube/config", &kubeconfig("home", "", "as: somebody"));
+    let source = Source {
+        impersonate: Some("me".into()),
+        impersonate_groups: vec!["us".into()],
+        ..Source::default()
+    };
+    let user = home.load(source).unwrap().config.auth_info;
+    assert_eq!(user.impersonate.as_deref(), Some("me"));
+    assert_eq!(user.impersonate_groups, Some(vec!["us".to_owned()]));
+    let groups_only = Source {
+        impersonate_groups: vec!["us".into()],
+        ..Source::default()
+    };
+    assert_eq!(
+        home.message(groups_only),
+        "a group can only be impersonated together with a user"
+    );
+}
+
+#[test]
+fn changed_file_is_noticed_and_its_credentials_are_read() {
+    let home = Home::new();
+    home.file(".kube/config", &kubeconfig("home", "", "tokenFile: token"));
+    home.file(".kube/token", "old");
+    let config = home.load(Source::default()).unwrap();
+    assert!(!config.is_outdated());
+    home.file(".kube/token", "newer");
+    assert!(config.is_outdated());
+    let config = config.reload().unwrap();
+    assert!(!config.is_outdated());
+    assert_eq!(
+        config.config.auth_info.token.unwrap().expose_secret(),
+        "newer"
+    );
+}
+
+#[test]
+fn reload_stays_with_its_context_and_refuses_another_server() {
+    let home = Home::new();
+    let both = |current: &str, server: &str| {
+        let text = kubeconfig("home", "", "").replace("https://home.example:6443", server);
+        let other = "clusters: [{name: c-other, cluster: {server: 'https://other'}}]\n\
+                     contexts: [{name: other, context: {cluster: c-other, user: u}}]\n";
+        let text = text.replace(
+            "current-context: home",
+            &format!("current-context: {current}"),
+        );
+        home.file(".kube/config", &format!("{text}---\n{other}"));
+    };
+    both("home", "https://one");
+    let config = home.load(Source::default()).unwrap();
+    both("other", "https://one");
+    assert_eq!(config.reload().unwrap().server(), "https://one");
+    both("other", "https://two");
+    let failure = config.reload().unwrap_err();
+    assert_eq!(
+        failure.message,
+        "the configuration leads to https://two now instead of https://one"
+    );
+}
+
+#[test]
+fn credential_plugin_is_set_aside_and_not_run() {
+    let home = Home::new();
+    let exec = "exec: {apiVersion: client.authentication.k8s.io/v1, command: /nonexistent/plugin}";
+    home.file(".kube/config", &kubeconfig("home", "", exec));
+    let config = home.load(Source::default()).unwrap();
+    assert_eq!(
+        config.exec.unwrap().command.as_deref(),
+        Some("/nonexistent/plugin")
+    );
+    assert!(config.config.auth_info.exec.is_none());
+}
+
+#[test]
+fn plain_http_server_gets_its_port() {
+    assert_eq!(with_port(&"http://a".parse().unwrap()), "http://a:80/");
+    assert_eq!(
+        with_port(&"http://a:8080/x".parse().unwrap()),
+        "http://a:8080/x"
+    );
+    assert_eq!(with_port(&"https://a/x".parse().unwrap()), "https://a/x");
+}

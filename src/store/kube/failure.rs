@@ -1,0 +1,309 @@
+//! What went wrong, in one sentence: answers that are no success, and connections that broke.
+//!
+//! Must not: retry, hide a failure, print the server's whole answer.
+
+use std::{error::Error as StdError, io, time::Duration};
+
+use kube::client::{AuthError, RustlsTlsError};
+use rustls::CertificateError;
+use serde_json::Value;
+
+use super::{Target, client::Answer};
+use crate::store::{Failure, FailureKind};
+
+/// A failure without a wish of the server's.
+pub(super) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
+    Failure {
+        kind,
+        message: message.into(),
+        retry_after: None,
+    }
+}
+
+/// What an answer that is no success means, whatever the request was. The caller has taken out the
+/// answers that its request gives a meaning of its own.
+pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
+    let status = Status::of(answer);
+    let said = status.sentence(answer.code);
+    let (kind, message) = match answer.code {
+        401 => (
+            FailureKind::Unauthorized,
+            format!("the API server does not accept the credentials ({said})"),
+        ),
+        403 if status.namespace_is_terminating() => (
+            FailureKind::NoNamespace,
+            format!("the namespace {:?} is being deleted", target.namespace),
+        ),
+        403 => (FailureKind::Forbidden, forbidden(&status, target)),
+        404 if status.kind() == Some("namespaces") => (
+            FailureKind::NoNamespace,
+            format!("the namespace {:?} does not exist", target.namespace),
+        ),
+        // The API server says so of a path that it doesn't serve; a proxy would answer in HTML.
+        404 if status.body.is_some() || answer.body.starts_with(b"404 page not found") => (
+            FailureKind::Misconfigured,
+            format!("the server does not serve coordination.k8s.io/v1 leases ({said})"),
+        ),
+        400 | 405 | 406 | 413 | 414 | 415 | 422 => (
+            FailureKind::Misconfigured,
+            format!("the API server refuses the request ({said})"),
+        ),
+        // Timeouts, 429, 5xx, and whatever something in between may answer.
+        _ => (
+            FailureKind::Unreachable,
+            format!("no usable answer from the API server ({said})"),
+        ),
+    };
+    let retry_after = answer.retry_after.or(status.retry_after());
+    Failure {
+        retry_after: retry_after.filter(|_| kind == FailureKind::Unreachable),
+        ..failure(kind, message)
+    }
+}
+
+/// The answer's `metav1.Status`, if that is what its body is.
+pub(super) struct Status {
+    body: Option<Value>,
+}
+
+impl Status {
+    /// Looks for a status in the body.
+    pub(super) fn of(answer: &Answer) -> Self {
+        let body = serde_json::from_slice(&answer.body).ok();
+        Self {
+            body: body.filter(|body: &Value| body["kind"] == "Status"),
+        }
+    }
+
+    /// Takes a status that came in a watch event.
+    pub(super) fn from_value(body: Value) -> Self {
+        Self { body: Some(body) }
+    }
+
+    /// The HTTP code that it stands for.
+    pub(super) fn code(&self) -> Option<u64> {
+        self.body.as_ref()?["code"].as_u64()
+    }
+
+    /// Whether the object itself was not found. A 404 that says less proves nothing: a proxy or a
+    /// server that is just starting may have sent it.
+    pub(super) fn says_lease_not_found(&self) -> bool {
+        self.reason() == Some("NotFound") && self.kind() == Some("leases")
+    }
+
+    /// Whether a PUT without a version met an object that exists: validation then demands one.
+    pub(super) fn demands_version(&self) -> bool {
+        self.causes()
+            .any(|cause| cause["field"] == "metadata.resourceVersion")
+    }
+
+    /// What the server said, once and on one line.
+    pub(super) fn sentence(&self, code: u16) -> String {
+        let message = self.body.as_ref().and_then(|body| body["message"].as_str());
+        match message.map(str::trim).filter(|message| !message.is_empty()) {
+            Some(message) => format!("{code}: {}", one_line(message)),
+            None => match http::StatusCode::from_u16(code)
+                .ok()
+                .and_then(|code| code.canonical_reason())
+            {
+                Some(reason) => format!("{code} {reason}"),
+                None => code.to_string(),
+            },
+        }
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.body.as_ref()?["reason"].as_str()
+    }
+
+    /// The resource that the status is about.
+    fn kind(&self) -> Option<&str> {
+        self.body.as_ref()?["details"]["kind"].as_str()
+    }
+
+    fn causes(&self) -> impl Iterator<Item = &Value> {
+        let causes = self
+            .body
+            .as_ref()
+            .and_then(|body| body["details"]["causes"].as_array());
+        causes.into_iter().flatten()
+    }
+
+    fn namespace_is_terminating(&self) -> bool {
+        let message = self.body.as_ref().and_then(|body| body["message"].as_str());
+        self.causes()
+            .any(|cause| cause["reason"] == "NamespaceTerminating")
+            || message.is_some_and(|message| message.contains("because it is being terminated"))
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.body.as_ref()?["details"]["retryAfterSeconds"].as_u64()?;
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
+    /// The user's name, which RBAC's message starts with: `User "NAME" cannot VERB resource ...`.
+    fn forbidden_user(&self) -> Option<(&str, &str)> {
+        let message = self.body.as_ref()?["message"].as_str()?;
+        let (_, rest) = message.split_once("User \"")?;
+        let (user, rest) = rest.split_once("\" cannot ")?;
+        Some((user, rest.split(' ').next()?))
+    }
+}
+
+/// A 403 by RBAC gets the rule that cures it; any other (an admission webhook, a quota) stays as the
+/// server said it.
+fn forbidden(status: &Status, target: &Target) -> String {
+    let Some((user, verb)) = status.forbidden_user() else {
+        return format!("the API server forbids it ({})", status.sentence(403));
+    };
+    let Target { namespace, name } = target;
+    format!(
+        "the user {user:?} may not {verb} the lease {namespace}/{name}; bind to it a Role in the namespace \
+         {namespace:?} with the rule {{apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: \
+         [{name}], verbs: [get, create, update, watch]}}"
+    )
+}
+
+/// Why no answer came, and what to do before the next attempt.
+pub(super) struct Broken {
+    pub(super) failure: Failure,
+    /// Whether credentials or trusted certificates may be out of date.
+    pub(super) credentials: bool,
+}
+
+/// What an error of the client, or of a body that it is reading, means. `server` is its URL.
+pub(super) fn from_error(error: &(dyn StdError + 'static), server: &str) -> Broken {
+    let causes = causes(error);
+    let find = |kind, message: String, credentials| Broken {
+        failure: failure(kind, message),
+        credentials,
+    };
+    for cause in &causes {
+        if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+            return find(
+                FailureKind::Unreachable,
+                format!("{} ({server})", tls(error)),
+                true,
+            );
+        }
+        if let Some(error) = cause.downcast_ref::<AuthError>() {
+            let message = format!(
+                "no credentials for {server}: {}",
+                one_line(&error.to_string())
+            );
+            return find(FailureKind::Unauthorized, message, true);
+        }
+    }
+    let innermost = causes
+        .last()
+        .map_or_else(String::new, |cause| plain(*cause));
+    find(
+        FailureKind::Unreachable,
+        format!("{innermost} ({server})"),
+        false,
+    )
+}
+
+/// What an error in setting up the client means: something in the configuration is unusable.
+pub(super) fn from_setup(error: &kube::Error, server: &str) -> Failure {
+    let message = match error {
+        kube::Error::RustlsTls(RustlsTlsError::InvalidPrivateKey(error))
+            if format!("{error:?}").contains("UnsupportedCertVersion") =>
+        {
+            "the client certificate is an X.509 version 1 certificate, which this program's TLS library refuses \
+             (`openssl x509 -text` shows the version); have a version 3 certificate issued"
+                .to_owned()
+        }
+        error => {
+            let causes = causes(error);
+            let innermost = causes.last().map_or_else(String::new, |cause| plain(*cause));
+            match error {
+                kube::Error::Auth(_) => format!("unusable credentials: {innermost}"),
+                kube::Error::RustlsTls(RustlsTlsError::AddRootCertificate(_)) => {
+                    format!("unusable certificate authority: {innermost}")
+                }
+                kube::Error::RustlsTls(_) => format!("unusable client certificate: {}", plain(error)),
+                _ => innermost,
+            }
+        }
+    };
+    failure(FailureKind::Misconfigured, format!("{message} ({server})"))
+}
+
+/// What TLS found fault with.
+fn tls(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(fault) = error else {
+        return match error {
+            rustls::Error::AlertReceived(alert) => {
+                format!("the server broke off the TLS handshake: {alert:?}")
+            }
+            _ => format!("TLS failed: {}", plain(error)),
+        };
+    };
+    match fault {
+        CertificateError::UnknownIssuer => {
+            "the server's certificate is not signed by a certificate authority that the configuration trusts".into()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "the server's certificate has expired, or this machine's clock is wrong".into()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the server's certificate is not valid yet, or this machine's clock is wrong".into()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!("the server's certificate is for another name: {fault}")
+        }
+        _ => format!("the server's certificate is not acceptable: {}", plain(error)),
+    }
+}
+
+/// The error and what caused it, outermost first. An `io::Error` that wraps another error doesn't
+/// count it among its sources, but as what it holds.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> Vec<&'a (dyn StdError + 'static)> {
+    let mut causes = vec![error];
+    let mut current = error;
+    loop {
+        let held = current
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        let next = held
+            .map(|held| held as &(dyn StdError + 'static))
+            .or(current.source());
+        let Some(next) = next else {
+            return causes;
+        };
+        causes.push(next);
+        current = next;
+    }
+}
+
+/// The text of an error as part of a sentence: without the errno, on one line, lower case.
+pub(super) fn plain(error: &(dyn StdError + 'static)) -> String {
+    let text = one_line(&error.to_string());
+    let text = match text.rfind(" (os error ") {
+        Some(end) if text.ends_with(')') => &text[..end],
+        _ => &text,
+    };
+    let mut characters = text.chars();
+    match characters.next() {
+        // An abbreviation or a name stays as it is.
+        Some(first) if !characters.clone().next().is_some_and(char::is_uppercase) => {
+            first.to_lowercase().chain(characters).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// Text of others in a message of ours: one line, and no longer than a message should be.
+pub(super) fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let mut line = words.join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_QUOTE) {
+        line.truncate(end);
+        line.push_str("...");
+    }
+    line.trim_end_matches('.').to_owned()
+}
+
+/// In characters.
+const LONGEST_QUOTE: usize = 500;

@@ -1,0 +1,234 @@
+//! Watching one Lease: a long answer, one JSON event per line.
+//!
+//! It has a connection of its own, so that it can't get in the way of requests. The server ends it
+//! after some minutes; if the server, or the way there, dies silently, TCP's keepalive ends it
+//! within half a minute.
+//!
+//! Must not: read, start again by itself, fail in any other way than by a [`Change`].
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt, stream};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde_json::Value;
+
+use super::{
+    Target,
+    client::Connections,
+    failure::{self, Status},
+};
+use crate::{
+    lease::Version,
+    store::{Change, FailureKind, Watch, json},
+};
+
+/// The changes of a Lease on an API server.
+pub struct KubeWatch {
+    /// Ends after [`Change::Ended`] or [`Change::Refused`].
+    changes: Pin<Box<dyn Stream<Item = Change> + Send>>,
+}
+
+impl KubeWatch {
+    pub(super) fn start(
+        connections: Arc<Connections>,
+        target: Arc<Target>,
+        from: Option<&Version>,
+    ) -> Self {
+        let query = query(&target, from);
+        let open = Step::Open { connections, query };
+        let changes = stream::unfold((open, target), |(step, target)| async move {
+            let (change, next) = step.take(&target).await?;
+            Some((change, (next, target)))
+        });
+        Self {
+            changes: Box::pin(changes),
+        }
+    }
+}
+
+impl Watch for KubeWatch {
+    async fn next(&mut self) -> Change {
+        match self.changes.next().await {
+            Some(change) => change,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn query(target: &Target, from: Option<&Version>) -> String {
+    // Spread over a minute, so that watches which began together don't all end together.
+    let spread = RandomState::new().build_hasher().finish() % 60;
+    let seconds = SHORTEST_WATCH.as_secs() + spread;
+    let Target { name, .. } = target;
+    let mut query =
+        format!("?watch=1&fieldSelector=metadata.name%3D{name}&timeoutSeconds={seconds}");
+    if let Some(version) = from {
+        query.push_str("&resourceVersion=");
+        query.push_str(version.as_str());
+    }
+    query
+}
+
+/// Where a watch stands.
+enum Step {
+    Open {
+        connections: Arc<Connections>,
+        query: String,
+    },
+    Read {
+        connections: Arc<Connections>,
+        lines: Lines,
+    },
+    Over,
+}
+
+impl Step {
+    /// Goes on to the next change; `None` after the last.
+    async fn take(self, target: &Target) -> Option<(Change, Self)> {
+        let (connections, mut lines) = match self {
+            Self::Open { connections, query } => match open(&connections, target, &query).await {
+                Ok(lines) => (connections, lines),
+                Err(change) => return Some((change, Self::Over)),
+            },
+            Self::Read { connections, lines } => (connections, lines),
+            Self::Over => return None,
+        };
+        loop {
+            let line = match lines.next(&connections).await {
+                Ok(line) => line,
+                Err(reason) => return Some((Change::Ended(reason), Self::Over)),
+            };
+            match change(&line, target) {
+                None => {}
+                Some(over @ (Change::Ended(_) | Change::Refused(_))) => {
+                    return Some((over, Self::Over));
+                }
+                Some(change) => return Some((change, Self::Read { connections, lines })),
+            }
+        }
+    }
+}
+
+/// Asks for the watch; an error is its only change.
+async fn open(connections: &Connections, target: &Target, query: &str) -> Result<Lines, Change> {
+    let request = target.request(
+        http::Method::GET,
+        &target.collection_path(query),
+        Vec::new(),
+    );
+    let opened = tokio::time::timeout(OPEN_LIMIT, async {
+        let response = connections.open(request).await?;
+        match response.status() {
+            http::StatusCode::OK => Ok(response.into_body()),
+            _ => Err(failure::from_answer(
+                &connections.read(response).await?,
+                target,
+            )),
+        }
+    });
+    match opened.await {
+        Ok(Ok(body)) => Ok(Lines {
+            body,
+            read: Vec::new(),
+        }),
+        Ok(Err(failure)) if failure.kind == FailureKind::Forbidden => Err(Change::Refused(failure)),
+        Ok(Err(failure)) => Err(Change::Ended(failure.message)),
+        Err(_) => {
+            let seconds = OPEN_LIMIT.as_secs();
+            Err(Change::Ended(format!(
+                "the API server did not start the watch within {seconds} s"
+            )))
+        }
+    }
+}
+
+/// What an event says; `None` if it says nothing about the Lease.
+fn change(line: &[u8], target: &Target) -> Option<Change> {
+    let Ok(mut event) = serde_json::from_slice::<Value>(line) else {
+        return Some(Change::Ended(
+            "the watch gave something else than JSON".into(),
+        ));
+    };
+    let object = event["object"].take();
+    let kind = event["type"].as_str().unwrap_or_default();
+    match kind {
+        "BOOKMARK" => return None,
+        "ADDED" | "MODIFIED" | "DELETED" => {}
+        "ERROR" => {
+            let status = Status::from_value(object);
+            let code = status
+                .code()
+                .and_then(|code| u16::try_from(code).ok())
+                .unwrap_or(500);
+            return Some(Change::Ended(format!(
+                "the API server ended the watch ({})",
+                status.sentence(code)
+            )));
+        }
+        _ => {
+            return Some(Change::Ended(
+                "the watch gave an event of an unknown type".into(),
+            ));
+        }
+    }
+    // Something in between may not know field selectors; another Lease's event is none of ours.
+    if object["metadata"]["name"] != *target.name {
+        return None;
+    }
+    Some(match json::claim_from_object(object, None) {
+        Ok(claim) if kind == "DELETED" => Change::Deleted(claim),
+        Ok(claim) => Change::Written(claim),
+        Err(failure) => Change::Ended(failure.message),
+    })
+}
+
+/// A body, line by line.
+struct Lines {
+    body: Body,
+    read: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line that is not empty; the error says why there is none.
+    async fn next(&mut self, connections: &Connections) -> Result<Vec<u8>, String> {
+        let mut searched = 0;
+        loop {
+            if let Some(end) = self.read[searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.read.split_off(searched + end + 1);
+                let line = std::mem::replace(&mut self.read, rest);
+                searched = 0;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return Ok(line);
+            }
+            searched = self.read.len();
+            if searched > LONGEST_LINE {
+                return Err("the watch gave an event that is too large".into());
+            }
+            match self.body.frame().await {
+                None => return Err("the API server ended the watch".into()),
+                Some(Err(error)) => return Err(connections.broken(&error).message),
+                // A frame that is no data is a trailer, which says nothing here.
+                Some(Ok(frame)) => self
+                    .read
+                    .extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+            }
+        }
+    }
+}
+
+/// The server ends the watch after this, and up to a minute more (`timeoutSeconds`).
+const SHORTEST_WATCH: Duration = Duration::from_secs(240);
+
+/// Within this the watch has begun, or it is given up. A server that is overloaded may queue it.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
+
+/// In bytes. etcd keeps no object above 1.5 MiB, and a Lease has a thousandth of it.
+const LONGEST_LINE: usize = 1 << 20;
