@@ -22,6 +22,7 @@ use self::{
 use super::{Failure, FailureKind, Outcome, Store, Write, json};
 use crate::lease::{Claim, Version};
 
+mod certificate;
 mod client;
 mod config;
 mod exec;
@@ -95,7 +96,7 @@ impl Store for KubeStore {
             422 if write.base.is_none() && status.demands_version() => Ok(Outcome::Conflict),
             404 if write.base.is_some() && status.says_lease_not_found() => Ok(Outcome::Conflict),
             // What is not the record's comes from the base: so that is what makes no sense.
-            400 | 422 if write.base.is_some() => Err(Failure {
+            422 if write.base.is_some() => Err(Failure {
                 kind: FailureKind::Malformed,
                 ..failure::from_answer(&answer, &self.target)
             }),

@@ -31,7 +31,7 @@ use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 use kube::client::{Body, Client, ClientBuilder, ConfigExt};
 use tower::{BoxError, ServiceBuilder, util::option_layer};
 
-use super::{config::ClusterConfig, exec, failure};
+use super::{certificate, config::ClusterConfig, exec, failure};
 use crate::{
     clock::WallTime,
     store::{Failure, FailureKind},
@@ -46,6 +46,8 @@ pub(super) struct Answer {
     pub(super) date: Option<WallTime>,
     /// `Retry-After`, if it is in seconds.
     pub(super) retry_after: Option<Duration>,
+    /// What may explain a 401, from what we know of our credentials.
+    pub(super) remark: Option<String>,
 }
 
 /// The way to one API server.
@@ -65,6 +67,8 @@ struct State {
     /// The client of the last attempt, if that was complete; an attempt takes it out, so that one
     /// which is dropped half-way leaves nothing behind. With the connector that it came from.
     idle: Option<(Arc<Connector>, Client)>,
+    /// What was said last of credentials that can't be renewed, so that it is said once.
+    warned: Option<String>,
 }
 
 type Building = Shared<BoxFuture<'static, Result<Built, Failure>>>;
@@ -94,6 +98,7 @@ impl Connections {
                 rejected: false,
                 building: None,
                 idle: None,
+                warned: None,
             }),
         })
     }
@@ -144,8 +149,14 @@ impl Connections {
     /// Not all of it came.
     pub(super) async fn read(&self, response: Response<Body>) -> Result<Answer, Failure> {
         let (head, body) = response.into_parts();
+        let mut remark = None;
         if head.status == http::StatusCode::UNAUTHORIZED {
-            self.state().rejected = true;
+            let mut state = self.state();
+            state.rejected = true;
+            remark = state
+                .connector
+                .as_ref()
+                .and_then(|connector| connector.remark());
         }
         let body = Limited::new(body, LARGEST_ANSWER).collect().await;
         let body = body.map_err(|error| self.broken(&*error))?;
@@ -161,6 +172,7 @@ impl Connections {
             retry_after: text(header::RETRY_AFTER)
                 .and_then(|value| value.trim().parse().ok())
                 .map(Duration::from_secs),
+            remark,
         })
     }
 
@@ -236,9 +248,14 @@ impl State {
             .as_ref()
             .and_then(|building| building.clone().now_or_never());
         if let Some(built) = finished {
-            if let Err(failure) = &built {
-                tracing::warn!("can't renew the credentials: {}", failure.message);
+            let problem = built.as_ref().err().map(|failure| failure.message.clone());
+            if let Some(problem) = problem
+                .as_ref()
+                .filter(|problem| self.warned.as_ref() != Some(*problem))
+            {
+                tracing::warn!("can't renew the credentials: {problem}");
             }
+            self.warned = problem;
             self.take_up(built);
         }
     }
@@ -284,6 +301,8 @@ struct Connector {
     route: Route,
     /// When the credentials run out, as far as we were told.
     expires: Option<Timestamp>,
+    /// When the client certificate does.
+    certificate_ends: Option<Timestamp>,
 }
 
 enum Route {
@@ -329,12 +348,23 @@ impl Connector {
             }
         };
         let auth = config.auth_layer().map_err(unusable)?;
+        let certificate_ends =
+            client_certificate(&config).and_then(|pem| certificate::end_of_first(&pem));
         Ok(Self {
             config,
             auth,
             route,
             expires,
+            certificate_ends,
         })
+    }
+
+    /// Why the credentials may have been refused.
+    fn remark(&self) -> Option<String> {
+        let end = self
+            .certificate_ends
+            .filter(|end| *end <= Timestamp::now())?;
+        Some(format!("the client certificate has expired at {end}"))
     }
 
     /// A client without connections.
@@ -374,6 +404,17 @@ impl Connector {
         self.expires
             .is_some_and(|expires| Timestamp::now() + RENEWED_BEFORE >= expires)
     }
+}
+
+/// The client certificate as PEM, if there is one.
+fn client_certificate(config: &kube::Config) -> Option<String> {
+    let user = &config.auth_info;
+    let pem = match (&user.client_certificate_data, &user.client_certificate) {
+        (Some(data), _) => BASE64.decode(data).ok()?,
+        (None, Some(path)) => std::fs::read(path).ok()?,
+        (None, None) => return None,
+    };
+    String::from_utf8(pem).ok()
 }
 
 /// TCP as a lease needs it: no waiting for more to send, and a peer that died silently shows.

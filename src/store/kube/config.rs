@@ -16,17 +16,16 @@ use std::{
 
 use futures_util::FutureExt;
 use http::{HeaderValue, Uri};
-use kube::config::{
-    Cluster, Config, Context, ExecConfig, InClusterError, KubeConfigOptions, Kubeconfig,
-    KubeconfigError, LoadDataError,
-};
+use kube::config::{Cluster, Config, Context, ExecConfig, KubeConfigOptions, Kubeconfig};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    failure::{failure, one_line, plain},
+    failure::failure,
     proxy::{Proxy, ProxyVariables},
 };
 use crate::store::{Failure, FailureKind};
+
+mod explain;
 
 /// Where the user wants the cluster's address and credentials to come from.
 #[derive(Clone, Debug, Default)]
@@ -216,7 +215,7 @@ impl ClusterConfig {
         let config = Config::from_custom_kubeconfig(merged, &options)
             .now_or_never()
             .ok_or_else(|| misconfigured(format!("can't read {place} without waiting")))?
-            .map_err(|error| misconfigured(explain(&error, &place)))?;
+            .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
         let proxy = match cluster
             .as_ref()
             .and_then(|cluster| cluster.proxy_url.as_deref())
@@ -248,7 +247,7 @@ impl ClusterConfig {
 
     fn from_service_account(source: Source, environment: Environment) -> Result<Self, Failure> {
         let mut config =
-            Config::incluster().map_err(|error| misconfigured(explain_in_cluster(&error)))?;
+            Config::incluster().map_err(|error| misconfigured(explain::service_account(&error)))?;
         // kube reads it untrimmed, and a line's end is no part of a name.
         config.default_namespace = config.default_namespace.trim().to_owned();
         let proxy = environment.proxies.proxy_for(&config.cluster_url)?;
@@ -294,7 +293,7 @@ impl ClusterConfig {
             let Some(path) = path else { continue };
             self.files.extend(stamped([path.clone()]));
             fs::File::open(&path).map_err(|error| {
-                misconfigured(unreadable("the client certificate", &path, &error))
+                misconfigured(explain::unreadable("the client certificate", &path, &error))
             })?;
         }
         if let Some(user) = &self.source.impersonate {
@@ -315,7 +314,9 @@ impl ClusterConfig {
                 let path = PathBuf::from(path);
                 self.files.extend(stamped([path.clone()]));
                 let token = fs::read_to_string(&path);
-                Some(token.map_err(|error| misconfigured(unreadable("the token", &path, &error)))?)
+                Some(token.map_err(|error| {
+                    misconfigured(explain::unreadable("the token", &path, &error))
+                })?)
             }
             None => self
                 .config
@@ -386,11 +387,11 @@ fn read_kubeconfigs(files: &[PathBuf]) -> Result<Kubeconfig, Failure> {
     let mut merged = Kubeconfig::default();
     for file in files {
         let place = names(std::slice::from_ref(file));
-        let next =
-            Kubeconfig::read_from(file).map_err(|error| misconfigured(explain(&error, &place)))?;
+        let next = Kubeconfig::read_from(file)
+            .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
         merged = merged
             .merge(next)
-            .map_err(|error| misconfigured(explain(&error, &place)))?;
+            .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
     }
     Ok(merged)
 }
@@ -447,69 +448,6 @@ impl Stamp {
 fn stamped(paths: impl IntoIterator<Item = PathBuf>) -> Vec<(PathBuf, Option<Stamp>)> {
     let paths = paths.into_iter();
     paths.map(|path| (path.clone(), Stamp::of(&path))).collect()
-}
-
-/// What is wrong with a kubeconfig, in one sentence; `place` is the files' names.
-fn explain(error: &KubeconfigError, place: &str) -> String {
-    let data = |what: &str, error: &LoadDataError| match error {
-        LoadDataError::ReadFile(error, path) => unreadable(what, path, error),
-        LoadDataError::DecodeBase64(_) => format!("{what} in {place} is not base64"),
-        LoadDataError::NoBase64DataOrFile => format!("{what} is missing in {place}"),
-    };
-    match error {
-        KubeconfigError::ReadConfig(error, path) => unreadable("the kubeconfig", path, error),
-        KubeconfigError::Parse(error) => {
-            let text = error.to_string();
-            let first = text
-                .lines()
-                .map(str::trim)
-                .find(|line| !line.is_empty())
-                .unwrap_or_default();
-            format!("{place} is not a kubeconfig: {}", one_line(first))
-        }
-        KubeconfigError::CurrentContextNotSet => format!("{place} sets no current-context"),
-        KubeconfigError::LoadContext(name) => format!("{place} has no context {name:?}"),
-        KubeconfigError::LoadClusterOfContext(name) => {
-            format!("{place} has no cluster {name:?}, which its context names")
-        }
-        KubeconfigError::MissingClusterUrl => format!("the cluster in {place} has no server"),
-        KubeconfigError::ParseClusterUrl(_) => format!("the server in {place} is not a URL"),
-        // kube takes the variable up where the kubeconfig has none.
-        KubeconfigError::ParseProxyUrl(_) => {
-            format!("the proxy-url in {place}, or else HTTPS_PROXY, is not a URL")
-        }
-        KubeconfigError::LoadCertificateAuthority(error) => {
-            data("the certificate authority", error)
-        }
-        KubeconfigError::LoadClientCertificate(error) => data("the client certificate", error),
-        KubeconfigError::LoadClientKey(error) => data("the client key", error),
-        KubeconfigError::ParseCertificates(_) => {
-            format!("the certificate authority in {place} is not PEM")
-        }
-        other => format!("{}: {}", place, plain(other)),
-    }
-}
-
-fn explain_in_cluster(error: &InClusterError) -> String {
-    let file = |name: &str, error: &io::Error| {
-        unreadable(
-            "the service account's",
-            &Path::new(SERVICE_ACCOUNT).join(name),
-            error,
-        )
-    };
-    match error {
-        InClusterError::ReadDefaultNamespace(error) => file("namespace", error),
-        InClusterError::ReadCertificateBundle(error) => file("ca.crt", error),
-        InClusterError::ParseCertificates(_) => format!("{SERVICE_ACCOUNT}/ca.crt is not PEM"),
-        InClusterError::ReadEnvironmentVariable(_) => "KUBERNETES_SERVICE_PORT is not set".into(),
-        InClusterError::ParseClusterPort(_) => "KUBERNETES_SERVICE_PORT is not a port".into(),
-        InClusterError::ParseClusterUrl(_) => "KUBERNETES_SERVICE_HOST is not a host".into(),
-    }
-}
-
-fn unreadable(what: &str, path: &Path, error: &io::Error) -> String {
-    format!("can't read {what} {}: {}", path.display(), plain(error))
 }
 
 /// The files' names as part of a sentence.

@@ -28,7 +28,12 @@ pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
     let (kind, message) = match answer.code {
         401 => (
             FailureKind::Unauthorized,
-            format!("the API server does not accept the credentials ({said})"),
+            match &answer.remark {
+                Some(remark) => {
+                    format!("the API server does not accept the credentials: {remark} ({said})")
+                }
+                None => format!("the API server does not accept the credentials ({said})"),
+            },
         ),
         403 if status.namespace_is_terminating() => (
             FailureKind::NoNamespace,
@@ -64,20 +69,30 @@ pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
 /// The answer's `metav1.Status`, if that is what its body is.
 pub(super) struct Status {
     body: Option<Value>,
+    /// What the server said in its place, if that is plain text.
+    text: Option<String>,
 }
 
 impl Status {
     /// Looks for a status in the body.
     pub(super) fn of(answer: &Answer) -> Self {
         let body = serde_json::from_slice(&answer.body).ok();
+        let text = std::str::from_utf8(&answer.body).ok().map(str::trim);
         Self {
             body: body.filter(|body: &Value| body["kind"] == "Status"),
+            // Neither JSON nor HTML is for people.
+            text: text
+                .filter(|text| !text.starts_with(['{', '[', '<']))
+                .map(str::to_owned),
         }
     }
 
     /// Takes a status that came in a watch event.
     pub(super) fn from_value(body: Value) -> Self {
-        Self { body: Some(body) }
+        Self {
+            body: Some(body),
+            text: None,
+        }
     }
 
     /// The HTTP code that it stands for.
@@ -100,7 +115,11 @@ impl Status {
     /// What the server said, once and on one line.
     pub(super) fn sentence(&self, code: u16) -> String {
         let message = self.body.as_ref().and_then(|body| body["message"].as_str());
-        match message.map(str::trim).filter(|message| !message.is_empty()) {
+        match message
+            .or(self.text.as_deref())
+            .map(str::trim)
+            .filter(|message| !message.is_empty())
+        {
             Some(message) => format!("{code}: {}", one_line(message)),
             None => match http::StatusCode::from_u16(code)
                 .ok()
@@ -156,6 +175,9 @@ fn forbidden(status: &Status, target: &Target) -> String {
     let Some((user, verb)) = status.forbidden_user() else {
         return format!("the API server forbids it ({})", status.sentence(403));
     };
+    if user == "system:anonymous" {
+        return "the API server takes us for system:anonymous: the configuration holds no credentials that it knows".into();
+    }
     let Target { namespace, name } = target;
     format!(
         "the user {user:?} may not {verb} the lease {namespace}/{name}; bind to it a Role in the namespace \

@@ -53,11 +53,18 @@ impl Proxy {
                 ),
             ));
         }
-        let authorization = match authority.as_str().rsplit_once('@') {
-            Some((user, _)) => Some(basic(user).ok_or_else(no_url)?),
-            None => None,
+        let Some((user, host)) = authority.as_str().rsplit_once('@') else {
+            return Ok(Self {
+                uri,
+                authorization: None,
+            });
         };
-        Ok(Self { uri, authorization })
+        let authorization = basic(user).ok_or_else(no_url)?;
+        Ok(Self {
+            // Without the password, which has no business in a log.
+            uri: format!("http://{host}").parse().map_err(|_| no_url())?,
+            authorization: Some(authorization),
+        })
     }
 }
 
@@ -364,6 +371,7 @@ mod tests {
             format!("Basic {}", BASE64.encode("me:p@ss:"))
         );
         assert!(value.is_sensitive());
+        assert_eq!(proxy.uri, "http://proxy:3128/");
         assert!(
             Proxy::parse("proxy", "HTTPS_PROXY")
                 .unwrap()

@@ -269,6 +269,26 @@ async fn each_failure_is_one_attempt_and_one_sentence() {
         ),
         (
             renewal(),
+            Reply::Answer(
+                400,
+                "Client sent an HTTP request to an HTTPS server.\n".into(),
+            ),
+            Misconfigured,
+            "the API server refuses the request (400: Client sent an HTTP request to an HTTPS server)",
+        ),
+        (
+            creation(),
+            status(
+                403,
+                "Forbidden",
+                "x: User \"system:anonymous\" cannot update resource",
+                json!({}),
+            ),
+            Forbidden,
+            "the API server takes us for system:anonymous: the configuration holds no credentials that it knows",
+        ),
+        (
+            renewal(),
             Reply::Answer(302, String::new()),
             Unreachable,
             "no usable answer from the API server (302 Found)",
@@ -525,4 +545,45 @@ async fn names_that_kubernetes_could_not_know_are_refused() {
             .unwrap();
         assert_eq!(refused.kind, FailureKind::Misconfigured);
     }
+}
+
+#[tokio::test]
+async fn proxy_is_asked_for_a_tunnel_to_the_api_server() {
+    let server = Server::new([Reply::Answer(200, String::new()), found("41"), found("41")]);
+    let path = server.kubeconfig("as: alice");
+    let text = fs::read_to_string(&path).unwrap();
+    let direct = format!("server: 'http://{}'", server.address);
+    let proxied = format!(
+        "server: 'http://api.example', proxy-url: 'http://me:p%40ss@{}'",
+        server.address
+    );
+    fs::write(&path, text.replace(&direct, &proxied)).unwrap();
+    let store = server.store_from(path);
+    store.read().await.unwrap();
+    store.read().await.unwrap();
+
+    let seen = server.seen();
+    assert_eq!(seen[0].line, "CONNECT api.example:80 HTTP/1.1");
+    // That is "me:p@ss".
+    let authorization = "Proxy-Authorization: Basic bWU6cEBzcw==".to_owned();
+    assert!(
+        seen[0].headers.contains(&authorization),
+        "{:?}",
+        seen[0].headers
+    );
+    for seen in &seen[1..] {
+        assert!(seen.line.starts_with("GET /apis/"), "{}", seen.line);
+        assert!(
+            seen.headers.contains(&"impersonate-user: alice".to_owned()),
+            "{:?}",
+            seen.headers
+        );
+        assert!(
+            !seen
+                .headers
+                .iter()
+                .any(|header| header.contains("bWU6cEBzcw"))
+        );
+    }
+    assert_eq!(server.connections(), [0, 0, 0]);
 }

@@ -67,8 +67,12 @@ impl Server {
     }
 
     pub(super) fn store_as(&self, user: &str) -> KubeStore {
+        self.store_from(self.kubeconfig(user))
+    }
+
+    pub(super) fn store_from(&self, kubeconfig: PathBuf) -> KubeStore {
         let source = Source {
-            kubeconfig: Some(self.kubeconfig(user)),
+            kubeconfig: Some(kubeconfig),
             ..Source::default()
         };
         let cluster = ClusterConfig::load(source).unwrap();
