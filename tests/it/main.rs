@@ -1,1 +1,3 @@
 //! The whole program, on real parts.
+
+mod image;

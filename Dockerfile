@@ -1,0 +1,47 @@
+# An image with nothing but lease-exec, to copy it from into other images:
+#
+#     COPY --from=lease-exec:dev /lease-exec /lease-exec
+#     ENTRYPOINT ["/lease-exec", "--lease", "NAME", "--"]
+
+# The compiler runs on the building machine's own architecture and compiles for the image's: under
+# emulation it would take many times as long. Its version is one that the tests have passed with.
+FROM --platform=$BUILDPLATFORM rust:1.95.0-slim-bookworm AS build
+ARG TARGETARCH
+WORKDIR /source
+
+# ring is partly C, and cc looks for a compiler under musl's name. glibc's does as well for the little
+# that ring takes of a C library. In cross-compiling, the linker has to be Rust's own.
+RUN set -eu; \
+    native=$(dpkg --print-architecture); \
+    architecture=${TARGETARCH:-$native}; \
+    case $architecture in \
+        amd64) machine=x86_64 package=gcc-x86-64-linux-gnu ;; \
+        arm64) machine=aarch64 package=gcc-aarch64-linux-gnu ;; \
+        *) echo "there is no image for $architecture" >&2; exit 1 ;; \
+    esac; \
+    target=$machine-unknown-linux-musl; \
+    rustup target add "$target"; \
+    mkdir .cargo; \
+    printf '%s\n' >.cargo/config.toml \
+        '[build]' "target = '$target'" \
+        '[env]' "CC_${machine}_unknown_linux_musl = '$machine-linux-gnu-gcc'"; \
+    if [ "$architecture" != "$native" ]; then \
+        apt-get update; \
+        apt-get install --yes --no-install-recommends "$package" "libc6-dev-$architecture-cross"; \
+        printf '%s\n' >>.cargo/config.toml "[target.$target]" "linker = 'rust-lld'"; \
+    fi
+
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+# musl, because a static glibc would load NSS modules of the image that the program is copied into.
+RUN cargo build --locked --release --bin lease-exec && \
+    cp target/*-unknown-linux-musl/release/lease-exec /lease-exec
+
+# tests/it/image.rs builds this stage alone, around a program of its own.
+FROM scratch
+LABEL org.opencontainers.image.title="lease-exec" \
+      org.opencontainers.image.description="Run a command only while holding a Kubernetes Lease" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /lease-exec /lease-exec
+USER 65532:65532
+ENTRYPOINT ["/lease-exec"]
