@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs those of the given programs that are missing, from Debian's packages. With nothing
+# missing it does nothing, and needs neither root nor Debian.
+#
+# Usage: tests/tools.sh PROGRAM...
+set -euo pipefail
+
+main() {
+    local missing=() packages=() program
+    for program in "$@"; do
+        is_there "$program" || missing+=("$program")
+    done
+    ((${#missing[@]} > 0)) || return 0
+
+    for program in "${missing[@]}"; do
+        # Several words are several packages.
+        # shellcheck disable=SC2207
+        packages+=($(packages_of "$program"))
+    done
+    [[ -n $(type -P apt-get) ]] ||
+        fail "please install ${missing[*]} (only on Debian can this be done for you)"
+    local as_root=()
+    if ((EUID != 0)); then
+        [[ -n $(type -P sudo) ]] ||
+            fail "please install the packages ${packages[*]} as root (there is no sudo to do it with)"
+        as_root=(sudo)
+    fi
+
+    echo "tools: installing ${packages[*]}" >&2
+    # On a machine that has just been started, apt is often at work already. Nothing is removed: a
+    # package in the way of ours is for the user to decide about.
+    as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes
+        --option DPkg::Lock::Timeout=600 --no-remove)
+    "${as_root[@]}" update >&2
+    "${as_root[@]}" install --no-install-recommends "${packages[@]}" >&2
+}
+
+is_there() {
+    case $1 in
+        # Only a static one runs in a container that has no libraries.
+        busybox) [[ -n $(type -P busybox) ]] && ! ldd "$(type -P busybox)" &>/dev/null ;;
+        *) [[ -n $(type -P "$1") ]] ;;
+    esac
+}
+
+packages_of() {
+    case $1 in
+        busybox) echo busybox-static ;;
+        cc) echo gcc libc6-dev ;;
+        flock | setpriv | unshare) echo util-linux ;;
+        newuidmap) echo uidmap ;;
+        ps) echo procps ;;
+        *) echo "$1" ;;
+    esac
+}
+
+fail() {
+    echo "tools: $*" >&2
+    exit 1
+}
+
+main "$@"
