@@ -1,8 +1,8 @@
 //! The image: the last stage of the Dockerfile, built around a static binary and run by podman and
-//! runc with fewer rights than any cluster's Pod Security leaves it.
+//! runc with fewer rights than any cluster leaves a pod.
 //!
-//! Neither takes anything from the network, and everything that podman keeps is in a directory of
-//! the test's own, so that images and containers of the user's are out of reach.
+//! Nothing is taken from the network, and everything that podman keeps is in a directory of the
+//! test's own, so that images and containers of the user's are out of reach.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, BufReader};
@@ -11,7 +11,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::{fs, str};
 
+use http::Method;
+use serde_json::json;
 use tempfile::TempDir;
+
+use crate::control_plane::ControlPlane;
 
 #[test]
 fn image_is_one_file_run_as_an_unprivileged_user() {
@@ -43,13 +47,13 @@ fn image_is_one_file_run_as_an_unprivileged_user() {
 fn program_needs_no_other_file_and_no_right() {
     let image = Image::build();
 
-    let version = stdout(image.run().args([IMAGE, "--version"]));
+    let version = stdout(image.run("none").args([IMAGE, "--version"]));
     assert_eq!(
         version,
         concat!("lease-exec ", env!("CARGO_PKG_VERSION"), "\n")
     );
 
-    let help = stdout(image.run().args([IMAGE, "--help"]));
+    let help = stdout(image.run("none").args([IMAGE, "--help"]));
     assert!(help.contains("--lease"), "the help text is: {help}");
 }
 
@@ -132,6 +136,62 @@ fn orphans_of_the_command_are_reaped_while_it_runs() {
     assert_eq!(lines, "orphaned\nreaped\n");
 }
 
+#[test]
+fn in_a_pod_it_needs_only_what_every_pod_has_and_one_rule() {
+    let image = Image::build();
+    let control_plane = ControlPlane::shared();
+    let namespace = "image";
+    control_plane.create_namespace(namespace);
+    grant_one_lease(control_plane, namespace);
+
+    // What the kubelet mounts into a pod.
+    let account = image.subdirectory("serviceaccount");
+    for (name, content) in [
+        ("ca.crt", control_plane.ca_pem()),
+        ("namespace", namespace.into()),
+        ("token", control_plane.token(namespace, LEASE)),
+    ] {
+        fs::write(account.join(name), content).expect("write to a directory of our own");
+    }
+
+    let mut volume = account.into_os_string();
+    volume.push(":/var/run/secrets/kubernetes.io/serviceaccount:ro");
+    let mut run = image.run("host");
+    run.arg("--volume")
+        .arg(volume)
+        .args(["--volume", BUSYBOX])
+        .args(["--env", "KUBERNETES_SERVICE_HOST=127.0.0.1", "--env"])
+        .arg(format!("KUBERNETES_SERVICE_PORT={}", control_plane.port()))
+        .args([IMAGE, "--lease", LEASE, "--"])
+        .args(["/busybox", "sh", "-c", "echo $LEASE_NAMESPACE/$LEASE_NAME"]);
+    assert_eq!(stdout(&mut run), "image/demo\n");
+
+    let lease = control_plane.get_lease(namespace, LEASE);
+    let lease = lease.expect("the lease outlives its holder");
+    assert_eq!(lease["spec"]["holderIdentity"], "");
+}
+
+/// Lets the service account that is called like the lease use that lease, and nothing else.
+fn grant_one_lease(control_plane: &ControlPlane, namespace: &str) {
+    let rules = json!([{
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": [LEASE],
+        "verbs": ["get", "create", "update", "watch"],
+    }]);
+    let role = json!({"metadata": {"name": LEASE}, "rules": rules});
+    let binding = json!({
+        "metadata": {"name": LEASE},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": LEASE},
+        "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": LEASE}],
+    });
+    for (resource, object) in [("roles", role), ("rolebindings", binding)] {
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/{resource}");
+        let (status, answer) = control_plane.raw(Method::POST, &path, Some(object));
+        assert_eq!(status, 201, "{path} was answered: {answer}");
+    }
+}
+
 /// The image, in a store of its own.
 struct Image {
     directory: TempDir,
@@ -191,38 +251,28 @@ impl Image {
         podman
     }
 
-    /// Running a container that has no rights and no network and can write nothing. The image and
-    /// the arguments are still to be added.
-    fn run(&self) -> Command {
+    /// Running a container that has no rights and can write nothing. The image and the arguments are
+    /// still to be added.
+    fn run(&self, network: &str) -> Command {
         let mut run = self.podman();
-        run.args([
-            "run",
-            "--rm",
-            "--network",
-            "none",
-            "--read-only",
-            "--read-only-tmpfs=false",
-        ])
-        .args(["--cap-drop", "all", "--security-opt", "no-new-privileges"])
-        // podman would raise these, which it may not do in every environment.
-        .args([
-            "--ulimit",
-            "nofile=1024:1024",
-            "--ulimit",
-            "nproc=1024:1024",
-        ])
-        // A test that fails, or is interrupted, must not leave it running for ever.
-        .args(["--timeout", "120"]);
+        run.args(["run", "--rm", "--network", network])
+            .args(["--read-only", "--read-only-tmpfs=false", "--cap-drop=all"])
+            .args(["--security-opt", "no-new-privileges"])
+            // podman would raise these limits, which it may not do in every environment.
+            .args(["--ulimit", "nofile=1024:1024"])
+            .args(["--ulimit", "nproc=1024:1024"])
+            // A test that fails, or is interrupted, must not leave it running for ever.
+            .args(["--timeout", "120"]);
         run
     }
 
     /// Running a container that has a shell, and contends for a lease that is in the one directory
     /// where it can write. The command is still to be added.
     fn run_leased(&self, options: &[&str]) -> Command {
-        let mut run = self.run();
+        let mut run = self.run("none");
         run.args(["--volume", "leases:/leases:U"])
-            .args(["--volume", "/bin/busybox:/busybox:ro"])
-            .args([IMAGE, "--lease", "demo", "--store", "file:/leases"])
+            .args(["--volume", BUSYBOX])
+            .args([IMAGE, "--lease", LEASE, "--store", "file:/leases"])
             .args(options)
             .arg("--");
         run
@@ -290,3 +340,8 @@ fn static_binary() -> &'static Path {
 }
 
 const IMAGE: &str = "lease-exec";
+
+const LEASE: &str = "demo";
+
+/// A shell and its tools in one static file, which the image has not.
+const BUSYBOX: &str = "/bin/busybox:/busybox:ro";

@@ -1,3 +1,5 @@
 //! The whole program, on real parts.
 
+mod control_plane;
 mod image;
+mod wait;
