@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod holding;
+mod simulation;
 mod waiting;
 
 const D: Duration = Duration::from_secs(15);
