@@ -1,0 +1,118 @@
+//! What an answer that is no success is taken for, and how people are told.
+
+use super::{
+    FailureKind::{Forbidden, Malformed, Misconfigured, NoNamespace, Unauthorized, Unreachable},
+    *,
+};
+
+/// Makes one write that fails, and sees that it was tried once.
+async fn check(write: Write, reply: Reply, kind: FailureKind, message: &str) {
+    let server = Server::new([reply]);
+    let failure = server.store().write(write).await.unwrap_err();
+    assert_eq!((failure.kind, failure.message.as_str()), (kind, message));
+    assert_eq!(server.seen().len(), 1);
+}
+
+fn forbidden(message: &str, details: Value) -> Reply {
+    status(403, "Forbidden", message, details)
+}
+
+#[tokio::test]
+async fn refusal_says_what_would_cure_it() {
+    let unauthorized = status(401, "Unauthorized", "Unauthorized", json!({}));
+    let message = "the API server does not accept the credentials (401: Unauthorized)";
+    check(renewal(), unauthorized, Unauthorized, message).await;
+
+    let rbac = "leases.coordination.k8s.io \"nightly\" is forbidden: User \"system:serviceaccount:ops:x\" cannot \
+                update resource \"leases\" in API group \"coordination.k8s.io\" in the namespace \"ops\"";
+    let message = "the user \"system:serviceaccount:ops:x\" may not update the lease ops/nightly; bind to it a Role \
+                   in the namespace \"ops\" with the rule {apiGroups: [coordination.k8s.io], resources: [leases], \
+                   resourceNames: [nightly], verbs: [get, create, update, watch]}";
+    check(renewal(), forbidden(rbac, json!({})), Forbidden, message).await;
+
+    let anonymous = "x: User \"system:anonymous\" cannot update resource";
+    let message = "the API server takes us for system:anonymous: the configuration holds no credentials that it knows";
+    check(
+        renewal(),
+        forbidden(anonymous, json!({})),
+        Forbidden,
+        message,
+    )
+    .await;
+
+    let webhook = "admission webhook \"w\" denied the request";
+    let message = "the API server forbids it (403: admission webhook \"w\" denied the request)";
+    check(
+        creation(),
+        forbidden(webhook, json!({})),
+        Forbidden,
+        message,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn namespace_that_is_not_there_is_named() {
+    let terminating = json!({ "causes": [{ "reason": "NamespaceTerminating" }] });
+    let reply = forbidden("unable to create new content", terminating);
+    let message = "the namespace \"ops\" is being deleted";
+    check(creation(), reply, NoNamespace, message).await;
+
+    let details = json!({ "kind": "namespaces" });
+    let reply = status(404, "NotFound", "namespaces \"ops\" not found", details);
+    let message = "the namespace \"ops\" does not exist";
+    check(creation(), reply, NoNamespace, message).await;
+}
+
+#[tokio::test]
+async fn what_validation_refuses_is_the_bases_fault_if_there_is_one() {
+    let invalid = |message: &str| status(422, "Invalid", message, json!({}));
+    let message = "the API server refuses the request (422: spec.strategy: is wrong)";
+    check(
+        renewal(),
+        invalid("spec.strategy: is wrong"),
+        Malformed,
+        message,
+    )
+    .await;
+    let message = "the API server refuses the request (422: metadata.name: is wrong)";
+    check(
+        creation(),
+        invalid("metadata.name: is wrong"),
+        Misconfigured,
+        message,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn answer_that_settles_nothing_leaves_the_write_open() {
+    let reply = status(
+        500,
+        "InternalError",
+        "etcdserver: leader changed",
+        json!({}),
+    );
+    let message = "no usable answer from the API server (500: etcdserver: leader changed)";
+    check(renewal(), reply, Unreachable, message).await;
+
+    let reply = Reply::Answer(302, String::new());
+    let message = "no usable answer from the API server (302 Found)";
+    check(renewal(), reply, Unreachable, message).await;
+
+    let reply = Reply::Answer(200, "<html>please log in</html>".into());
+    let message =
+        "the answer is not the API server's, as it is no JSON; is there a proxy in between?";
+    check(renewal(), reply, Unreachable, message).await;
+}
+
+#[tokio::test]
+async fn plain_text_of_a_server_is_quoted() {
+    let reply = Reply::Answer(
+        400,
+        "Client sent an HTTP request to an HTTPS server.\n".into(),
+    );
+    let message =
+        "the API server refuses the request (400: Client sent an HTTP request to an HTTPS server)";
+    check(renewal(), reply, Misconfigured, message).await;
+}

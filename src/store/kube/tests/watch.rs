@@ -1,0 +1,91 @@
+//! What a watch says, and when it is over.
+
+use super::*;
+
+#[tokio::test]
+async fn watch_tells_what_happens_to_its_lease_until_it_ends() {
+    let event =
+        |kind: &str, object: Value| format!("{}\n", json!({ "type": kind, "object": object }));
+    let mut other = lease("50");
+    other["metadata"]["name"] = json!("weekly");
+    let written = event("MODIFIED", lease("42"));
+    let (half, rest) = written.split_at(40);
+    let server = Server::new([Reply::Lines(vec![
+        half.into(),
+        format!("{rest}{}", event("BOOKMARK", lease("43"))),
+        event("ADDED", other),
+        event("DELETED", lease("44")),
+        event(
+            "ERROR",
+            json!({ "kind": "Status", "code": 410, "message": "too old resource version: 1 (2)" }),
+        ),
+        event("MODIFIED", lease("45")),
+    ])]);
+    let mut watch = server.store().watch(Version::new("41"));
+    assert!(
+        matches!(watch.next().await, Change::Written(claim) if claim.version.as_str() == "42" && claim.uid == Uid("u-1".into()))
+    );
+    assert!(matches!(watch.next().await, Change::Deleted(claim) if claim.version.as_str() == "44"));
+    let ended = "the API server ended the watch (410: too old resource version: 1 (2))";
+    assert_eq!(watch.next().await, Change::Ended(ended.into()));
+    assert!(watch.next().now_or_never().is_none());
+    let line = server.seen()[0].line.clone();
+    let start = "GET /apis/coordination.k8s.io/v1/namespaces/ops/leases?watch=1&fieldSelector=metadata.name%3Dnightly&\
+                 timeoutSeconds=2";
+    assert!(
+        line.starts_with(start) && line.ends_with("&resourceVersion=41 HTTP/1.1"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn watch_that_gives_nonsense_ends() {
+    for (line, named) in [
+        ("<html>\n".to_owned(), "something else than JSON"),
+        ("{\"type\": \"SURPRISE\"}\n".to_owned(), "unknown type"),
+        (
+            json!({ "type": "MODIFIED", "object": { "kind": "Lease", "metadata": { "name": "nightly" } } }).to_string() + "\n",
+            "no metadata.uid",
+        ),
+        ("x".repeat(3 << 20), "too large"),
+        ("{".to_owned(), "ended the watch"),
+    ] {
+        let server = Server::new([Reply::Lines(vec![line])]);
+        let change = server.store().watch(None).next().await;
+        assert!(matches!(&change, Change::Ended(message) if message.contains(named)), "{named}: {change:?}");
+    }
+}
+
+#[tokio::test]
+async fn watch_without_the_right_is_refused_with_the_rule() {
+    let message = "leases is forbidden: User \"me\" cannot watch resource \"leases\"";
+    let server = Server::new([status(403, "Forbidden", message, json!({}))]);
+    let mut watch = server.store().watch(None);
+    let Change::Refused(failure) = watch.next().await else {
+        panic!("it was not refused");
+    };
+    assert_eq!(failure.kind, FailureKind::Forbidden);
+    assert!(
+        failure
+            .message
+            .starts_with("the user \"me\" may not watch the lease ops/nightly; "),
+        "{}",
+        failure.message
+    );
+    assert!(watch.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn watch_has_a_connection_of_its_own() {
+    let server = Server::new([found("41"), Reply::Silence, found("41")]);
+    let store = server.store();
+    store.read().await.unwrap();
+    let mut watch = store.watch(None);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), watch.next())
+            .await
+            .is_err()
+    );
+    store.read().await.unwrap();
+    assert_eq!(server.connections(), [0, 1, 0]);
+}
