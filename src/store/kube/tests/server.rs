@@ -169,9 +169,8 @@ fn read_request(reader: &mut impl BufRead, connection: usize) -> Option<Seen> {
 
 fn answer(stream: &mut TcpStream, code: u16, header: &str, body: &str) {
     let length = body.len();
-    // The client may have gone; what it then makes of that is what the test looks at.
-    let _ = write!(
-        stream,
-        "HTTP/1.1 {code} x\r\ncontent-length: {length}\r\n{header}\r\n\r\n{body}"
-    );
+    let answer = format!("HTTP/1.1 {code} x\r\ncontent-length: {length}\r\n{header}\r\n\r\n{body}");
+    // In one piece, or TCP waits before it sends the second. The client may have gone; what it then
+    // makes of that is what the test looks at.
+    let _ = stream.write_all(answer.as_bytes());
 }
