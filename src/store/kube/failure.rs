@@ -216,6 +216,15 @@ pub(super) fn from_error(error: &(dyn StdError + 'static), server: &str) -> Brok
             return find(FailureKind::Unauthorized, message, true);
         }
     }
+    // TLS explains at length that an attacker may have cut the answer short.
+    let is_cut = |cause: &&(dyn StdError + 'static)| {
+        let error = cause.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+    };
+    if causes.iter().any(is_cut) {
+        let message = format!("the connection was closed by the other side ({server})");
+        return find(FailureKind::Unreachable, message, false);
+    }
     let innermost = causes
         .last()
         .map_or_else(String::new, |cause| plain(*cause));
@@ -329,3 +338,42 @@ pub(super) fn one_line(text: &str) -> String {
 
 /// In characters.
 const LONGEST_QUOTE: usize = 500;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_connection_is_one_short_sentence() {
+        let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        let cut = io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "peer closed: https://long.example/story",
+        );
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired);
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        for (error, credentials, message) in [
+            (io::Error::other(refused), false, "connection refused (S)"),
+            (
+                io::Error::other(cut),
+                false,
+                "the connection was closed by the other side (S)",
+            ),
+            (
+                io::Error::other(alert),
+                true,
+                "the server broke off the TLS handshake: CertificateExpired (S)",
+            ),
+            (
+                io::Error::other(unknown),
+                true,
+                "the server's certificate is not signed by a certificate authority that the configuration trusts (S)",
+            ),
+        ] {
+            let broken = from_error(&error, "S");
+            assert_eq!(broken.failure.kind, FailureKind::Unreachable);
+            assert_eq!(broken.failure.message, message);
+            assert_eq!(broken.credentials, credentials);
+        }
+    }
+}
