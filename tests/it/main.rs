@@ -2,4 +2,5 @@
 
 mod control_plane;
 mod image;
+mod store_contract;
 mod wait;
