@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::Place;
 
 super::contract!(Directory::new);
+super::contract!(Directory::new: lease_just_written_never_looks_old);
 
 struct Directory {
     directory: TempDir,
