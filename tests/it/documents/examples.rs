@@ -1,11 +1,11 @@
 //! The examples in the README, run as they stand.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{block, path};
+use super::{README, block, path};
 use crate::control_plane::{ControlPlane, User};
 use crate::wait::{LIMIT, try_wait_until, wait_until};
 
@@ -28,6 +28,10 @@ fn the_demo_hands_over_on_ctrl_c_and_after_a_crash() {
     let mut second = place.open_terminal("second");
     second.wait_until_it_waits();
     assert!(!second.runs(), "both run");
+    assert!(
+        README.contains(WAITS),
+        "the README tells of another message than {WAITS:?}"
+    );
 
     let pressed = Instant::now();
     first.signal(Signal::SIGINT);
@@ -205,7 +209,8 @@ fn processes_with(variable: &str) -> io::Result<Vec<PathBuf>> {
 }
 
 const RUNS: &str = "I run, token ";
-const WAITS: &str = "waiting";
+/// The README names this message.
+const WAITS: &str = "waiting: somebody else holds the lease";
 
 // === Kubernetes ===
 
@@ -231,6 +236,8 @@ fn the_role_in_the_readme_is_enough_for_its_lease_and_for_no_other() {
         .expect("lease-exec has made it");
     assert_eq!(lease["spec"]["holderIdentity"], "", "it was released");
 
+    standby_waits_by_watch(&kubeconfig);
+
     let refused = lease_exec(&kubeconfig, "other");
     assert_eq!(refused.status.code(), Some(77), "{refused:?}");
     assert_eq!(refused.stdout, b"");
@@ -255,6 +262,46 @@ fn the_role_in_the_readme_is_enough_for_its_lease_and_for_no_other() {
         granted.status.success(),
         "with the rule {rule}: {granted:?}"
     );
+}
+
+/// A standby says so if it may not watch.
+fn standby_waits_by_watch(kubeconfig: &Path) {
+    let directory = tempfile::tempdir().expect("make a temporary directory");
+    let messages = directory.path().join("messages");
+    let start = |command: &str, messages: Stdio| {
+        lease_exec_command(kubeconfig, "nightly")
+            .args([command])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(messages)
+            .spawn()
+            .expect("run lease-exec")
+    };
+    // Its command ends when we close its standard input, also if that is because the test failed.
+    let mut holder = start("cat", Stdio::null());
+    let mut input = holder.stdin.take().expect("standard input is a pipe");
+    let mut output = holder.stdout.take().expect("standard output is a pipe");
+    input.write_all(b"x").expect("the holder is there");
+    output
+        .read_exact(&mut [0])
+        .expect("the holder's command runs");
+
+    let file = File::create(&messages).expect("write to a directory of our own");
+    let mut standby = start("true", file.into());
+    let said = || fs::read_to_string(&messages).expect("read our own file");
+    if try_wait_until(LIMIT, || said().contains(WAITS).then_some(())).is_none() {
+        panic!("the standby does not wait; it says:\n{}", said());
+    }
+    drop(input);
+    let ended = [holder.wait(), standby.wait()];
+    assert!(
+        ended
+            .iter()
+            .all(|status| status.as_ref().is_ok_and(ExitStatus::success)),
+        "{ended:?}; the standby says:\n{}",
+        said()
+    );
+    assert!(!said().contains("polling"), "the standby says:\n{}", said());
 }
 
 /// The rule in a message, as YAML on one line.
@@ -319,16 +366,23 @@ fn the_cronjob_in_the_readme_is_valid() {
     assert_eq!(status, 201, "{answer}");
 }
 
-/// Runs lease-exec with `kubeconfig`, and a command that says `ran`.
+/// Runs lease-exec with a command that says `ran`.
 fn lease_exec(kubeconfig: &Path, lease: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lease-exec"))
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
-        .args(["--lease", lease, "--", "echo", "ran"])
-        .env_clear()
-        .env("PATH", path())
+    lease_exec_command(kubeconfig, lease)
+        .args(["echo", "ran"])
         .output()
         .expect("run lease-exec")
+}
+
+fn lease_exec_command(kubeconfig: &Path, lease: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lease-exec"));
+    command
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .args(["--lease", lease, "--"])
+        .env_clear()
+        .env("PATH", path());
+    command
 }
 
 fn kubectl(control_plane: &ControlPlane, arguments: &[&str], input: &str) -> Output {
