@@ -1,8 +1,9 @@
-//! Runs a command only while holding a Kubernetes Lease.
+//! x
 pub mod cli;
 pub mod clock;
 pub mod election;
 pub mod exit;
 pub mod lease;
-pub mod log;
+pub mod signals;
 pub mod store;
+pub mod supervisor;

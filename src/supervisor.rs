@@ -1,1 +1,554 @@
 //! Processes: the guard, starting, signalling, reaping, killing and proving the tree empty.
+//!
+//! ```text
+//! init    only where lease-exec is PID 1: reaps, forwards to front, ends with front
+//!  └ front    tokio and the store; subreaper; a kernel timer that kills it if it is stopped
+//!     └ guard    one thread; subreaper; own group; the deadline; a kernel timer like front's
+//!        └ COMMAND    killed by the kernel when the guard dies; and everything that it starts
+//! ```
+//!
+//! What must stay true:
+//!
+//! - The guard is the *parent* of the command and the reaper of all its orphans. Only so is
+//!   `waitpid` saying ECHILD a proof that nothing of the command lives, and the tree exactly the
+//!   guard's descendants: never a process that lease-exec was started beside or with.
+//! - Guard and init are forked while there is one thread, and do not exec.
+//! - The guard kills by its own clock. It needs nothing of front for that, and front can't extend a
+//!   deadline that has passed.
+//! - Whichever of the two dies, the other kills. Whichever is stopped, the other or the kernel does.
+//! - Nobody but the guard and init waits for "any child": front has children of its own, exec
+//!   plugins of the kubeconfig, which others wait for.
+//!
+//! Must not: know leases, decide when.
+
+use std::{
+    collections::VecDeque,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::{
+        prctl,
+        socket::{
+            AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
+        },
+        stat::Mode,
+    },
+    unistd::{Pid as NixPid, getpgrp, setpgid, tcgetpgrp},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::clock::Instant;
+
+mod command;
+mod guard;
+mod inherited;
+mod init;
+mod message;
+mod report;
+mod spawn;
+pub(crate) mod sys;
+mod timer;
+mod tree;
+
+pub use command::{Command, FindError, FindErrorKind};
+pub use inherited::Inherited;
+pub use init::Above;
+pub(crate) use message::Forwarded;
+pub use report::{NotStarted, Report, Status};
+pub use timer::Deadline;
+pub use tree::Survivor;
+
+use command::Exec;
+use guard::Guard;
+use message::{Order, SIZE, Word};
+use sys::{Disposition, Forked, Pid, Waited};
+use timer::Watchdog;
+use tree::{Process, Tree};
+
+/// What the supervisor must know from its start.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long killing may take, from the first SIGKILL to the proof that the tree is empty. The
+    /// kernel's timers for guard and front are due a quarter and three eighths of it after the
+    /// deadline; after all of it the survivors are named.
+    pub kill_budget: Duration,
+}
+
+/// Which process group the command joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// One of its own.
+    Own,
+    /// The caller's, because that is in the terminal's foreground and the command must be too.
+    Shared(Pid),
+}
+
+impl Group {
+    /// The terminal's foreground group is never changed: to take it would stop whoever reads the
+    /// terminal after us.
+    fn of_command() -> Self {
+        let ours = getpgrp();
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let foreground = open(c"/dev/tty", flags, Mode::empty()).and_then(tcgetpgrp);
+        // A group that was made outside our PID namespace has the number 0 and can't be joined.
+        if ours.as_raw() > 0 && foreground == Ok(ours) {
+            Self::Shared(ours.as_raw())
+        } else {
+            Self::Own
+        }
+    }
+}
+
+/// Front's handle on guard and command.
+pub struct Supervisor {
+    socket: Arc<OwnedFd>,
+    /// The same, known to the runtime; made when first waited for.
+    readable: Option<AsyncFd<Arc<OwnedFd>>>,
+    guard: Pid,
+    above: Above,
+    command: Command,
+    kill_budget: Duration,
+    /// The children that this process was started with, which are not the command's.
+    bystanders: Vec<Process>,
+    deadline: Option<Deadline>,
+    watchdog: Option<Watchdog>,
+    state: State,
+    /// Survivors of which the last has not been named yet.
+    survivors: Vec<Survivor>,
+    /// When a guard that says nothing is taken for stopped.
+    patience: Option<Instant>,
+    reports: VecDeque<Report>,
+}
+
+/// What front knows of the guard's life.
+enum State {
+    /// It reports.
+    Guarded {
+        /// The command, from its start to its end.
+        command: Option<Pid>,
+    },
+    /// It died; this process sweeps.
+    Sweeping(Sweep),
+    /// There is nothing left to report.
+    Over,
+}
+
+struct Sweep {
+    since: Instant,
+    /// The guard is reaped, so its orphans are ours now.
+    guard_is_gone: bool,
+    command: Option<Pid>,
+    /// How many walks in a row found nobody.
+    clean: u32,
+}
+
+impl Supervisor {
+    /// Forks the init, if this process is PID 1, and the guard. All signals that are to be forwarded
+    /// must be blocked already.
+    ///
+    /// The caller must be the only thread. Where this process is PID 1, it is the child that
+    /// returns from here: process ids taken before mean somebody else.
+    ///
+    /// # Errors
+    ///
+    /// If there is more than one thread, or the kernel has no process or descriptor for us.
+    pub fn begin(inherited: Inherited, command: Command, options: Options) -> Result<Self> {
+        ensure_one_thread()?;
+        // If it were ignored, children would vanish without a status.
+        sys::set_disposition(libc::SIGCHLD, Disposition::Default);
+        let exec = Exec::new(&command, std::process::id().cast_signed());
+        let above = init::interpose()?;
+        prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
+        let mut bystanders = Vec::new();
+        if let Ok(tree) = Tree::of_this_process() {
+            let ours = std::process::id().cast_signed();
+            tree.visit(&[], |process| {
+                if process.parent == ours {
+                    bystanders.push(*process);
+                }
+            });
+        }
+        let (front, guards) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .context("make the guard's socket")?;
+        let guard = Guard {
+            front: guards,
+            inherited,
+            exec,
+            group: Group::of_command(),
+            kill_budget: options.kill_budget,
+            buffer: Guard::buffer(),
+        };
+        let pid = match sys::fork().context("fork the guard")? {
+            Forked::Child => {
+                drop(front);
+                guard.run()
+            }
+            Forked::Parent(pid) => pid,
+        };
+        drop(guard);
+        // Also done by the guard; whoever is first.
+        let _ = setpgid(NixPid::from_raw(pid), NixPid::from_raw(0));
+        Ok(Self {
+            socket: Arc::new(front),
+            readable: None,
+            guard: pid,
+            above,
+            command,
+            kill_budget: options.kill_budget,
+            bystanders,
+            deadline: None,
+            // Without the timer the other layers must do.
+            watchdog: Watchdog::new().ok(),
+            state: State::Guarded { command: None },
+            survivors: Vec::new(),
+            patience: None,
+            reports: VecDeque::new(),
+        })
+    }
+
+    /// Who is above this process, for [`crate::signals::die_of`].
+    pub fn above(&self) -> Above {
+        self.above
+    }
+
+    /// A handle for the signals thread.
+    pub fn forwarder(&self) -> Forwarder {
+        Forwarder {
+            socket: Arc::clone(&self.socket),
+            guard: self.guard,
+        }
+    }
+
+    /// Asks the guard to start the command, with these variables added to its environment or in
+    /// the place of those with their names. [`Supervisor::next`] tells what came of it.
+    ///
+    /// # Errors
+    ///
+    /// If the variables don't fit, or the guard does not take orders. That it died is no error but
+    /// a report.
+    pub fn start(&mut self, deadline: Deadline, environment: &[(&str, String)]) -> Result<()> {
+        let mut message = Order::Start(deadline).encode().to_vec();
+        message.extend(command::environment(environment)?);
+        self.deadline = Some(deadline);
+        self.push_watchdog(Instant::now());
+        match order(&self.socket, &message) {
+            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(errno) => bail!("the guard does not take orders: {errno}"),
+        }
+    }
+
+    /// Moves the deadline, unless the present one has passed or is later. If the guard does not
+    /// read, its own deadline rules.
+    pub fn extend(&mut self, deadline: Deadline) {
+        let now = Instant::now();
+        if let Some(present) = self.deadline {
+            self.deadline = Some(present.extended(deadline, now));
+            self.push_watchdog(now);
+            self.tell(Order::Extend(deadline));
+        }
+    }
+
+    /// Sends SIGTERM and SIGCONT to the command.
+    pub fn terminate(&mut self) {
+        self.tell(Order::Terminate);
+    }
+
+    /// Kills the whole tree, if it was started, with SIGKILL. A guard that does not say within a quarter of the kill
+    /// budget that it does so is killed itself, by [`Supervisor::next`], which kills the command.
+    pub fn kill(&mut self) {
+        if self.deadline.is_some() {
+            self.patience.get_or_insert(Instant::now());
+            self.tell(Order::Kill);
+        }
+    }
+
+    /// Waits for the next report. It may be dropped and called again without losing any, and waits
+    /// for ever when nothing can follow.
+    pub async fn next(&mut self) -> Report {
+        loop {
+            if let Some(report) = self.reports.pop_front() {
+                return report;
+            }
+            match &mut self.state {
+                State::Guarded { .. } => self.hear().await,
+                State::Sweeping(_) => {
+                    self.sweep();
+                    if self.reports.is_empty() {
+                        tokio::time::sleep(SWEEP_PAUSE).await;
+                    }
+                }
+                State::Over => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Ends the guard and reaps it. If the tree is not proven empty, the guard is told to kill and
+    /// given the kill budget for it, and goes on without us if that is not enough.
+    ///
+    /// Blocks, for at most the kill budget.
+    pub fn finish(mut self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        let since = Instant::now();
+        let is_over = matches!(self.state, State::Over);
+        while sys::wait(self.guard) != Waited::NoChild {
+            let waited = Instant::now().held_since(since);
+            if is_over && waited >= self.kill_budget / 8 {
+                // Nothing of the command lives, so a guard that is stopped has no work left.
+                let _ = sys::kill(self.guard, libc::SIGKILL);
+            }
+            if waited >= self.kill_budget {
+                return;
+            }
+            std::thread::sleep(SWEEP_PAUSE);
+        }
+        self.disarm();
+    }
+
+    fn tell(&self, what: Order) {
+        // A dead guard shows when its reports are read; a stopped one has its own deadline.
+        let _ = order(&self.socket, &what.encode());
+    }
+
+    /// Front's timer is due an eighth of the kill budget after the guard's.
+    fn push_watchdog(&mut self, now: Instant) {
+        if let (Some(watchdog), Some(deadline)) = (&mut self.watchdog, self.deadline) {
+            let left = deadline.left(now);
+            if !left.is_zero() {
+                watchdog.push(now.boot + left + self.kill_budget / 8 * 3);
+            }
+        }
+    }
+
+    fn disarm(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.disarm();
+        }
+    }
+
+    // === While the guard lives ===
+
+    /// Waits until the socket may have something, and takes one word from it.
+    async fn hear(&mut self) {
+        if self.readable.is_none() {
+            let socket = Arc::clone(&self.socket);
+            // SAFETY: the socket is open as long as the `Arc` that is registered, which always
+            // names the same descriptor.
+            let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+            self.readable = registered.ok();
+        }
+        let patience = self
+            .patience
+            .map(|since| (self.kill_budget / 4).saturating_sub(Instant::now().held_since(since)));
+        let Some(readable) = &self.readable else {
+            // No descriptor to be had for the runtime: look now and then.
+            tokio::time::sleep(SWEEP_PAUSE).await;
+            return self.take_word();
+        };
+        let ready = tokio::time::timeout(patience.unwrap_or(Duration::MAX), readable.readable());
+        match ready.await {
+            Ok(Ok(mut ready)) => {
+                let mut bytes = [0; SIZE];
+                let flags = MsgFlags::MSG_DONTWAIT;
+                let taken = recv(self.socket.as_raw_fd(), &mut bytes, flags);
+                if taken == Err(Errno::EAGAIN) {
+                    ready.clear_ready();
+                }
+                drop(ready);
+                self.take(taken, &bytes);
+            }
+            Ok(Err(_)) => tokio::time::sleep(SWEEP_PAUSE).await,
+            Err(_) => {
+                // It was told to kill and does not say that it does: it is stopped. Its death makes
+                // the kernel kill the command, and leaves the rest of the tree to us.
+                self.patience = None;
+                let _ = sys::kill(self.guard, libc::SIGKILL);
+            }
+        }
+    }
+
+    fn take_word(&mut self) {
+        let mut bytes = [0; SIZE];
+        let taken = recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
+        self.take(taken, &bytes);
+    }
+
+    fn take(&mut self, taken: nix::Result<usize>, bytes: &[u8]) {
+        match taken {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // All that it said is heard by now: a socket hands over what was sent before its end.
+            Ok(0) | Err(_) => self.lose_guard(),
+            Ok(length) => {
+                let message = bytes.get(..length).unwrap_or_default();
+                if let Some(word) = Word::decode(message) {
+                    self.understand(word);
+                }
+            }
+        }
+    }
+
+    fn understand(&mut self, word: Word) {
+        let report = match word {
+            Word::Started(pid) => {
+                self.state = State::Guarded { command: Some(pid) };
+                sys::let_go_of_stdio();
+                Report::Started { pid }
+            }
+            Word::ExecFailed(errno) => self.end_of(Report::ExecFailed(
+                self.command.exec_error(Errno::from_raw(errno)),
+            )),
+            Word::StartFailed(errno) => {
+                self.end_of(Report::NotStarted(NotStarted::NoProcess(errno)))
+            }
+            Word::Cancelled(signal) => {
+                self.end_of(Report::NotStarted(NotStarted::Cancelled(signal)))
+            }
+            Word::TooLate => self.end_of(Report::NotStarted(NotStarted::TooLate)),
+            Word::Stopped(signal) => Report::Stopped(signal),
+            Word::Ended(status, at) => {
+                self.state = State::Guarded { command: None };
+                Report::Ended { status, at }
+            }
+            Word::Killing => {
+                // A guard that works needs no timer of ours against it.
+                self.patience = None;
+                let now = Instant::now();
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.push(now.boot + self.kill_budget / 8 * 3);
+                }
+                return;
+            }
+            Word::Survivor(survivor) => return self.survivors.push(survivor),
+            Word::Survivors => Report::Survivors(std::mem::take(&mut self.survivors)),
+            Word::Empty => self.end_of(Report::Empty),
+        };
+        self.reports.push_back(report);
+    }
+
+    /// With this report nothing of the command lives.
+    fn end_of(&mut self, report: Report) -> Report {
+        self.disarm();
+        self.state = State::Over;
+        report
+    }
+
+    // === After its death ===
+
+    fn lose_guard(&mut self) {
+        let State::Guarded { command } = self.state else {
+            return;
+        };
+        // It has closed its socket without having said that all is over, so it is dying.
+        let _ = sys::kill(self.guard, libc::SIGKILL);
+        self.state = State::Sweeping(Sweep {
+            since: Instant::now(),
+            guard_is_gone: false,
+            command,
+            clean: 0,
+        });
+    }
+
+    /// One turn of killing what the guard left to us: its orphans are our descendants, and so are
+    /// the bystanders and the exec plugins of the kubeconfig. Bystanders are spared. A plugin that
+    /// runs just now is not told from an orphan and dies; it is asked for again when needed.
+    fn sweep(&mut self) {
+        let State::Sweeping(sweep) = &mut self.state else {
+            return;
+        };
+        let now = Instant::now();
+        let is_too_long = now.held_since(sweep.since) >= self.kill_budget;
+        if let Some(watchdog) = &mut self.watchdog {
+            // Whoever sweeps is not stopped.
+            watchdog.push(now.boot + self.kill_budget / 8 * 3);
+        }
+        // Orphans come to us when the guard is dead, which is a little after its socket closed.
+        sweep.guard_is_gone = sweep.guard_is_gone
+            || matches!(sys::wait(self.guard), Waited::Ended(..) | Waited::NoChild);
+        let mut is_empty = false;
+        if sweep.guard_is_gone {
+            // Where it had no own group its number is no group's, and nothing happens.
+            if let Some(command) = sweep.command
+                && sys::is_unreaped_child(command)
+            {
+                let _ = sys::kill(-command, libc::SIGKILL);
+                let _ = sys::kill(command, libc::SIGKILL);
+            }
+            is_empty = sweep.walk(&self.bystanders);
+        }
+        if is_empty {
+            let report = self.end_of(Report::GuardDied { empty: true });
+            self.reports.push_back(report);
+        } else if is_too_long {
+            self.state = State::Over;
+            self.reports.push_back(Report::GuardDied { empty: false });
+        }
+    }
+}
+
+impl Sweep {
+    /// Kills and reaps whom a walk finds, and tells whether nobody was left.
+    ///
+    /// A process that forks while we walk could be missed by one walk, but then its parent, alive
+    /// or a zombie that only we can reap, is seen. A second walk is for a chain of them.
+    fn walk(&mut self, bystanders: &[Process]) -> bool {
+        let Ok(tree) = Tree::of_this_process() else {
+            return false;
+        };
+        let found = tree.signal(libc::SIGKILL, None, bystanders);
+        let ours = std::process::id().cast_signed();
+        // By their pids: never any child, see the module's head.
+        tree.visit(bystanders, |process| {
+            if process.parent == ours {
+                sys::wait(process.pid);
+            }
+        });
+        self.clean = if found.is_nobody() { self.clean + 1 } else { 0 };
+        self.clean >= 2
+    }
+}
+
+/// The pause between two looks at what can't be waited for.
+const SWEEP_PAUSE: Duration = Duration::from_millis(2);
+
+/// Passes signals to the guard, independently of the runtime and of [`Supervisor`].
+#[derive(Clone)]
+pub struct Forwarder {
+    socket: Arc<OwnedFd>,
+    guard: Pid,
+}
+
+impl Forwarder {
+    /// Whether this is the guard's pid: it continues the caller's group, and with it this process.
+    pub(crate) fn is_guard(&self, pid: Pid) -> bool {
+        pid == self.guard
+    }
+
+    /// Passes one signal on. If the guard does not read, it is dropped.
+    pub(crate) fn forward(&self, forwarded: Forwarded) {
+        let _ = order(&self.socket, &Order::Signal(forwarded).encode());
+    }
+}
+
+fn order(socket: &OwnedFd, message: &[u8]) -> Result<(), Errno> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    send(socket.as_raw_fd(), message, flags).map(drop)
+}
+
+fn ensure_one_thread() -> Result<()> {
+    // Without /proc it can't be asked.
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads > 1 {
+        bail!("the guard must be forked by the only thread, and there are {threads}");
+    }
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! Signals that others send to lease-exec: which go to the command, which the driver hears of.
+//!
+//! They are blocked from the first line of `main` and read one by one, because a handler would see
+//! neither who sent one nor how often. One thread does that and passes them to the guard itself, so
+//! that the command gets them also while the runtime is busy.
+//!
+//! Must not: decide what a signal means for the lease.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    thread,
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+    },
+};
+use tokio::sync::mpsc;
+
+use crate::supervisor::{
+    Above, Forwarded, Forwarder, Inherited,
+    sys::{self, Arrived, SignalSet},
+};
+
+/// The blocked signals.
+pub struct Signals {
+    inherited: Inherited,
+    blocked: SignalSet,
+}
+
+/// A signal that arrived, as the driver hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its number.
+    pub signal: i32,
+    /// It was made by the terminal, as by Ctrl-C, and not sent by a process.
+    pub from_terminal: bool,
+}
+
+impl Signals {
+    /// Blocks all signals that are to be read. From here on none of them is lost, and none acts.
+    ///
+    /// To be called by the only thread, before anything else is done, so that all later threads
+    /// have them blocked as well.
+    pub fn block(inherited: Inherited) -> Self {
+        let blocked = SignalSet::of(is_read);
+        blocked.replace_mask();
+        Self { inherited, blocked }
+    }
+
+    /// Starts the thread that reads them, and returns the end of the queue on which the driver
+    /// hears of them. If the driver does not listen, the queue fills and later ones are dropped;
+    /// the command gets them nevertheless.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no descriptor or thread for us.
+    pub fn listen(self, forwarder: Forwarder) -> Result<mpsc::Receiver<Received>> {
+        let reader = self.blocked.reader(0).context("open the signals")?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || self.read(&reader, &forwarder, &sender))
+            .context("start the thread that reads signals")?;
+        Ok(receiver)
+    }
+
+    fn read(&self, reader: &OwnedFd, forwarder: &Forwarder, driver: &mpsc::Sender<Received>) {
+        loop {
+            let arrived = match sys::read_signal(reader.as_fd()) {
+                Ok(arrived) => arrived,
+                Err(Errno::EINTR) => continue,
+                // A descriptor of ours has no other way to fail.
+                Err(_) => return,
+            };
+            let is_ignored = self.inherited.ignores(arrived.signal);
+            let treatment = if forwarder.is_guard(arrived.sender) {
+                Treatment::Drop
+            } else {
+                Treatment::of(arrived, is_ignored)
+            };
+            let from_terminal = is_from_terminal(arrived);
+            if treatment == Treatment::Forward {
+                forwarder.forward(Forwarded {
+                    signal: arrived.signal,
+                    sender: arrived.sender,
+                    from_terminal,
+                });
+            }
+            if treatment != Treatment::Drop {
+                let _ = driver.try_send(Received {
+                    signal: arrived.signal,
+                    from_terminal,
+                });
+            }
+        }
+    }
+}
+
+/// How many signals the driver may be behind.
+const QUEUE: usize = 64;
+
+/// What becomes of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Treatment {
+    /// Nothing.
+    Drop,
+    /// The driver hears of it.
+    Tell,
+    /// The driver hears of it, and the guard, which decides whether the command has it already.
+    Forward,
+}
+
+impl Treatment {
+    fn of(arrived: Arrived, is_ignored: bool) -> Self {
+        match arrived.signal {
+            // It continues whether it is ignored or not, and so do we.
+            libc::SIGCONT => Self::Forward,
+            // Blocked signals arrive also if they were ignored, as by nohup.
+            _ if is_ignored => Self::Drop,
+            libc::SIGTTIN | libc::SIGTTOU => Self::Drop,
+            // The command was stopped together with us, and the guard says so.
+            libc::SIGTSTP if is_from_terminal(arrived) => Self::Drop,
+            libc::SIGTSTP => Self::Tell,
+            _ => Self::Forward,
+        }
+    }
+}
+
+/// Whether a signal asks a process to end: those four that people and supervisors use for it.
+pub fn is_ending(signal: i32) -> bool {
+    matches!(
+        signal,
+        libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP
+    )
+}
+
+/// Whether a signal is blocked and read. Others keep their default action: faults, which can't be
+/// blocked; SIGABRT, with which we would end ourselves; the kernel's limits; SIGCHLD, which nobody
+/// here waits for.
+fn is_read(signal: i32) -> bool {
+    !matches!(
+        signal,
+        libc::SIGKILL
+            | libc::SIGSTOP
+            | libc::SIGCHLD
+            | libc::SIGSEGV
+            | libc::SIGBUS
+            | libc::SIGILL
+            | libc::SIGFPE
+            | libc::SIGTRAP
+            | libc::SIGSYS
+            | libc::SIGABRT
+            | libc::SIGXCPU
+            | libc::SIGXFSZ
+    )
+}
+
+/// Whether the terminal made a signal: it then went to the whole foreground group.
+fn is_from_terminal(arrived: Arrived) -> bool {
+    let can_be = matches!(
+        arrived.signal,
+        libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGWINCH | libc::SIGHUP
+    );
+    can_be && arrived.code == libc::SI_KERNEL
+}
+
+/// Ends this process as a signal would, without a core dump: a shell stops a script at Ctrl-C only
+/// if the program *died* of SIGINT. Below our own init it exits with 128 + N, which is what the
+/// caller is to see.
+pub fn die_of(signal: i32, above: Above) -> ! {
+    if above == Above::Caller {
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+        let _ = prctl::set_dumpable(false);
+        sys::die_of(signal);
+    }
+    sys::exit_now(128 + signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrived(signal: i32, code: i32) -> Arrived {
+        Arrived {
+            signal,
+            code,
+            sender: 0,
+        }
+    }
+
+    fn by_kill(signal: i32) -> Treatment {
+        Treatment::of(arrived(signal, libc::SI_USER), false)
+    }
+
+    #[test]
+    fn what_has_a_meaning_for_the_command_is_forwarded() {
+        for signal in [
+            1, 2, 3, 10, 12, 13, 14, 15, 18, 23, 26, 27, 28, 29, 30, 34, 64,
+        ] {
+            assert!(is_read(signal), "{signal}");
+            assert_eq!(by_kill(signal), Treatment::Forward, "{signal}");
+        }
+    }
+
+    #[test]
+    fn job_control_stops_do_not_reach_the_command() {
+        assert_eq!(by_kill(libc::SIGTSTP), Treatment::Tell);
+        assert_eq!(by_kill(libc::SIGTTIN), Treatment::Drop);
+        assert_eq!(by_kill(libc::SIGTTOU), Treatment::Drop);
+        let by_terminal = Treatment::of(arrived(libc::SIGTSTP, libc::SI_KERNEL), false);
+        assert_eq!(by_terminal, Treatment::Drop);
+    }
+
+    #[test]
+    fn what_was_ignored_at_entry_is_dropped_but_for_continue() {
+        for signal in [1, 2, 3, 10, 15, 20, 34] {
+            let treatment = Treatment::of(arrived(signal, libc::SI_USER), true);
+            assert_eq!(treatment, Treatment::Drop, "{signal}");
+        }
+        let treatment = Treatment::of(arrived(libc::SIGCONT, libc::SI_USER), true);
+        assert_eq!(treatment, Treatment::Forward);
+    }
+
+    #[test]
+    fn faults_and_limits_keep_their_default_action() {
+        for signal in [4, 5, 6, 7, 8, 9, 11, 17, 19, 24, 25, 31] {
+            assert!(!is_read(signal), "{signal}");
+        }
+    }
+
+    #[test]
+    fn only_keys_resizes_and_hangups_come_from_the_terminal() {
+        assert!(is_from_terminal(arrived(libc::SIGINT, libc::SI_KERNEL)));
+        assert!(is_from_terminal(arrived(libc::SIGHUP, libc::SI_KERNEL)));
+        assert!(!is_from_terminal(arrived(libc::SIGINT, libc::SI_USER)));
+        assert!(!is_from_terminal(arrived(libc::SIGPIPE, libc::SI_KERNEL)));
+    }
+}

@@ -1,0 +1,376 @@
+//! The guard: the parent of the command, and of all orphans of its tree.
+//!
+//! One thread and one loop. After the fork it allocates nothing, waits for nothing but `ppoll`, and
+//! needs no descriptor that it does not have already but those of `/proc` and pidfds, so that lack
+//! of memory, processes or descriptors, however much the command causes, can't keep it from
+//! killing. Whatever it must know is in the messages of front; it decides nothing about leases.
+//!
+//! At every wake-up it compares the clocks with the deadline before it reads a message: an
+//! extension that waited while the guard was stopped must not revive a term that has run out.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{prctl, time::TimeSpec},
+    unistd::{Pid as NixPid, chdir, read, setpgid},
+};
+
+use crate::clock::Instant;
+
+use super::{
+    Group, Status,
+    command::{ENVIRONMENT_ROOM, Exec},
+    inherited::Inherited,
+    message::{SIZE, Word},
+    spawn::{self, Born},
+    sys::{self, Pid, SignalSet, Waited},
+    timer::{Deadline, Wake, Watchdog, nap},
+    tree::Tree,
+};
+
+mod killing;
+mod orders;
+
+/// What the guard is forked with.
+pub(super) struct Guard {
+    pub(super) front: OwnedFd,
+    pub(super) inherited: Inherited,
+    pub(super) exec: Exec,
+    pub(super) group: Group,
+    pub(super) kill_budget: Duration,
+    /// Where messages are read into.
+    pub(super) buffer: Box<[u8]>,
+}
+
+/// How long what the command left behind has between SIGTERM and SIGKILL.
+const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
+
+/// The pause once the kill budget is used up: only the kernel can end those who are left.
+const HOPELESS_PAUSE: Duration = Duration::from_millis(100);
+
+impl Guard {
+    /// The place for messages.
+    pub(super) fn buffer() -> Box<[u8]> {
+        vec![0; SIZE + ENVIRONMENT_ROOM].into_boxed_slice()
+    }
+
+    /// Is the guard, until front is gone and nothing of the command lives.
+    pub(super) fn run(self) -> ! {
+        let code = match Watch::new(self) {
+            Ok(mut watch) => {
+                watch.run();
+                0
+            }
+            // Front sees the end of the socket.
+            Err(_) => 1,
+        };
+        sys::exit_now(code)
+    }
+}
+
+/// Where the command is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not started yet.
+    Waiting,
+    /// It lives.
+    Running,
+    /// It ended; what it left behind has had SIGTERM.
+    Draining { since: Instant },
+    /// The tree is being killed.
+    Killing {
+        since: Instant,
+        pause: Duration,
+        /// When front was last told.
+        told: Option<Instant>,
+        /// The survivors have been named.
+        named: bool,
+    },
+    /// Nothing of it lives, and nothing will.
+    Over,
+}
+
+/// The running guard.
+struct Watch {
+    guard: Guard,
+    pid: Pid,
+    phase: Phase,
+    /// The command, until it is reaped.
+    command: Option<Pid>,
+    /// The command's own group, if it has one, also after it is reaped.
+    own_group: Option<Pid>,
+    /// Closed by exec; carries an errno if that fails.
+    exec_result: Option<OwnedFd>,
+    exec_errno: Option<i32>,
+    deadline: Option<Deadline>,
+    /// The first signal that should end the command before it has started.
+    cancelled_by: Option<i32>,
+    /// Nobody is at the other end of the socket.
+    alone: bool,
+    /// What could not be sent because front does not read, in this order.
+    unsent: [Option<Word>; 2],
+    children: OwnedFd,
+    wake: Wake,
+    watchdog: Option<Watchdog>,
+    tree: Option<Tree>,
+}
+
+impl Watch {
+    fn new(guard: Guard) -> Result<Self, Errno> {
+        SignalSet::all().replace_mask();
+        // Also done by front; whoever is first.
+        let _ = setpgid(NixPid::from_raw(0), NixPid::from_raw(0));
+        let _ = prctl::set_name(c"lease-guard");
+        prctl::set_child_subreaper(true)?;
+        let children = SignalSet::of(|signal| signal == libc::SIGCHLD);
+        let watch = Self {
+            guard,
+            pid: nix::unistd::getpid().as_raw(),
+            phase: Phase::Waiting,
+            command: None,
+            own_group: None,
+            exec_result: None,
+            exec_errno: None,
+            deadline: None,
+            cancelled_by: None,
+            alone: false,
+            unsent: [None; 2],
+            children: children.reader(libc::SFD_NONBLOCK)?,
+            wake: Wake::new()?,
+            // Without a timer or a /proc the other layers must do.
+            watchdog: Watchdog::new().ok(),
+            tree: Tree::of_this_process().ok(),
+        };
+        let _ = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
+        Ok(watch)
+    }
+
+    fn run(&mut self) {
+        while !(self.alone && self.phase == Phase::Over) {
+            self.check_deadline(Instant::now());
+            self.read_orders();
+            self.read_exec_result();
+            self.reap();
+            self.advance(Instant::now());
+            self.flush();
+            if !(self.alone && self.phase == Phase::Over) {
+                self.sleep();
+            }
+        }
+    }
+
+    // === Time ===
+
+    fn has_passed(&self, now: Instant) -> bool {
+        self.deadline
+            .is_some_and(|deadline| deadline.left(now).is_zero())
+    }
+
+    fn check_deadline(&mut self, now: Instant) {
+        if self.has_passed(now) {
+            self.begin_killing(now);
+        }
+    }
+
+    /// Moves the kernel's timer, which is due a quarter of the kill budget after the deadline.
+    fn push_watchdog(&mut self, now: Instant) {
+        if let (Some(watchdog), Some(deadline)) = (&mut self.watchdog, self.deadline) {
+            let left = deadline.left(now);
+            watchdog.push(now.boot + left + self.guard.kill_budget / 4);
+        }
+    }
+
+    fn sleep(&mut self) {
+        let now = Instant::now();
+        let left = self.deadline.map(|deadline| deadline.left(now));
+        match left {
+            Some(left) if !left.is_zero() && self.phase != Phase::Over => {
+                self.wake.set(now.boot + nap(left));
+            }
+            _ => self.wake.unset(),
+        }
+        let pause = match self.phase {
+            Phase::Killing { pause, .. } => Some(pause),
+            Phase::Draining { since } => Some(LEFTOVER_GRACE.saturating_sub(now.held_since(since))),
+            Phase::Waiting | Phase::Running | Phase::Over => {
+                let is_owing = !self.alone && self.unsent != [None; 2];
+                is_owing.then_some(HOPELESS_PAUSE)
+            }
+        };
+        let nobody = self.children.as_fd();
+        let front = if self.alone {
+            nobody
+        } else {
+            self.guard.front.as_fd()
+        };
+        let result = self.exec_result.as_ref().map_or(nobody, AsFd::as_fd);
+        let ready = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut descriptors: [PollFd<'_>; 4] = [
+            ready(nobody),
+            ready(front),
+            ready(result),
+            ready(self.wake.descriptor().as_fd()),
+        ];
+        let _ = ppoll(&mut descriptors, pause.map(TimeSpec::from_duration), None);
+        while sys::read_signal(self.children.as_fd()).is_ok() {}
+    }
+
+    // === The command ===
+
+    fn start(&mut self, deadline: Deadline, variables: &[u8], now: Instant) {
+        self.phase = Phase::Over;
+        if let Some(signal) = self.cancelled_by {
+            return self.tell_surely(Word::Cancelled(signal));
+        }
+        self.deadline = Some(deadline);
+        if self.has_passed(now) {
+            return self.tell_surely(Word::TooLate);
+        }
+        self.push_watchdog(now);
+        self.guard.exec.add(variables);
+        let Guard {
+            exec,
+            inherited,
+            group,
+            ..
+        } = &mut self.guard;
+        let born = match spawn::bear(self.pid, *group, inherited, exec) {
+            Ok(born) => born,
+            Err(errno) => {
+                self.rest();
+                return self.tell_surely(Word::StartFailed(errno as i32));
+            }
+        };
+        let Born {
+            pid,
+            gate,
+            exec_result,
+        } = born;
+        self.command = Some(pid);
+        self.own_group = (*group == Group::Own).then_some(pid);
+        self.exec_result = Some(exec_result);
+        // The last look before the command may run: everything up to here may have taken long.
+        self.phase = Phase::Running;
+        if self.has_passed(Instant::now()) {
+            // A closed gate makes the child end without becoming the command; it is reaped in the
+            // loop, and front is told then.
+            drop(gate);
+            self.exec_errno = Some(TOO_LATE);
+        } else {
+            spawn::open(gate);
+        }
+        self.let_go();
+    }
+
+    /// Closes all that belongs to the command or to nobody, so that the guard keeps no pipe open
+    /// and no directory busy.
+    fn let_go(&self) {
+        let _ = chdir(c"/");
+        let mut kept = [
+            self.guard.front.as_raw_fd(),
+            self.children.as_raw_fd(),
+            self.wake.descriptor().as_fd().as_raw_fd(),
+            self.exec_result.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+            self.tree.as_ref().map_or(-1, Tree::descriptor),
+        ];
+        kept.sort_unstable();
+        let mut from = 0;
+        for descriptor in kept.into_iter().filter(|descriptor| *descriptor >= 0) {
+            sys::close_range(from, descriptor - 1);
+            from = descriptor + 1;
+        }
+        sys::close_range(from, i32::MAX);
+    }
+
+    fn read_exec_result(&mut self) {
+        let Some(pipe) = &self.exec_result else {
+            return;
+        };
+        let mut errno = [0; 4];
+        match read(pipe.as_fd(), &mut errno) {
+            Err(Errno::EAGAIN | Errno::EINTR) => return,
+            Ok(4) => self.exec_errno = Some(i32::from_ne_bytes(errno)),
+            _ => {
+                if let (None, Some(pid)) = (self.exec_errno, self.command) {
+                    self.tell(Word::Started(pid));
+                }
+            }
+        }
+        self.exec_result = None;
+    }
+
+    fn reap(&mut self) {
+        // A fork bomb must not keep us from looking at the clock.
+        for _ in 0..256 {
+            match sys::wait(-1) {
+                Waited::Nothing => break,
+                Waited::NoChild => {
+                    self.note_nobody();
+                    return;
+                }
+                Waited::Ended(pid, status) if Some(pid) == self.command => self.note_end(status),
+                Waited::Stopped(pid, signal) if Some(pid) == self.command => {
+                    self.refuse_stop(pid, signal);
+                }
+                // Others of the tree are none of anybody's business.
+                Waited::Ended(..) | Waited::Stopped(..) => {}
+            }
+        }
+        if self.phase == Phase::Running && self.command.is_none() {
+            self.drain();
+        }
+    }
+
+    fn note_end(&mut self, status: Status) {
+        // What exec had to say comes before.
+        self.read_exec_result();
+        self.command = None;
+        if self.exec_errno.is_none() {
+            self.tell_surely(Word::Ended(status, Instant::now()));
+        }
+    }
+
+    /// ECHILD: with all orphans of the tree coming to us, the proof that nothing of it lives.
+    fn note_nobody(&mut self) {
+        if matches!(self.phase, Phase::Waiting | Phase::Over) {
+            return;
+        }
+        self.rest();
+        self.tell_surely(match self.exec_errno {
+            Some(TOO_LATE) => Word::TooLate,
+            Some(errno) => Word::ExecFailed(errno),
+            None => Word::Empty,
+        });
+    }
+
+    fn rest(&mut self) {
+        self.phase = Phase::Over;
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.disarm();
+        }
+    }
+
+    /// A holder that is stopped from the terminal could not renew. SIGSTOP is somebody's intention,
+    /// a debugger's perhaps. In the background SIGTTIN and SIGTTOU would only come again.
+    fn refuse_stop(&mut self, command: Pid, signal: i32) {
+        let is_foreground = matches!(self.guard.group, Group::Shared(_));
+        let is_refused = match signal {
+            libc::SIGTSTP => true,
+            libc::SIGTTIN | libc::SIGTTOU => is_foreground,
+            // Only those four stop a process.
+            _ => false,
+        };
+        if is_refused {
+            self.tell(Word::Stopped(signal));
+            self.continue_group(command);
+        }
+    }
+}
+
+/// Stands for an errno where the child was not let become the command.
+const TOO_LATE: i32 = -1;

@@ -1,0 +1,125 @@
+//! How the guard ends the tree: leftovers first with SIGTERM, then everybody with SIGKILL until
+//! nobody is left.
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+
+use super::{
+    super::{message::Word, sys, tree::Survivor},
+    HOPELESS_PAUSE, LEFTOVER_GRACE, Phase, Watch,
+};
+
+impl Watch {
+    /// The command ended and left others behind.
+    pub(super) fn drain(&mut self) {
+        if let Some(tree) = &self.tree {
+            for signal in [libc::SIGTERM, libc::SIGCONT] {
+                tree.signal(signal, self.own_group, &[]);
+            }
+        }
+        self.phase = Phase::Draining {
+            since: Instant::now(),
+        };
+    }
+
+    /// From here on each turn of the loop strikes.
+    pub(super) fn begin_killing(&mut self, now: Instant) {
+        if let Phase::Running | Phase::Draining { .. } = self.phase {
+            self.phase = Phase::Killing {
+                since: now,
+                pause: SWEEP_PAUSES[0] / 2,
+                told: None,
+                named: false,
+            };
+        }
+    }
+
+    pub(super) fn advance(&mut self, now: Instant) {
+        if let Phase::Draining { since } = self.phase
+            && now.held_since(since) >= LEFTOVER_GRACE
+        {
+            self.begin_killing(now);
+        }
+        let Phase::Killing {
+            since,
+            pause,
+            mut told,
+            mut named,
+        } = self.phase
+        else {
+            return;
+        };
+        self.strike();
+        self.prove_alive(now, &mut told);
+        let is_hopeless = now.held_since(since) >= self.guard.kill_budget;
+        if is_hopeless && !named {
+            named = self.name_survivors();
+        }
+        let pause = if is_hopeless {
+            HOPELESS_PAUSE
+        } else {
+            (pause * 2).min(SWEEP_PAUSES[1])
+        };
+        self.phase = Phase::Killing {
+            since,
+            pause,
+            told,
+            named,
+        };
+        self.reap();
+    }
+
+    /// SIGKILL to the command and its group, atomically against fork, then to whom a walk through
+    /// `/proc` finds.
+    fn strike(&self) {
+        if let Some(command) = self.command {
+            // Its leader is not reaped, so the group's number is still the command's.
+            if self.own_group.is_some() {
+                let _ = sys::kill(-command, libc::SIGKILL);
+            }
+            let _ = sys::kill(command, libc::SIGKILL);
+        }
+        if let Some(tree) = &self.tree {
+            tree.signal(libc::SIGKILL, self.own_group, &[]);
+        }
+    }
+
+    /// Whoever sweeps is not stopped: the kernel's timers, this one and front's, are for those who
+    /// are, so they are moved on, an eighth of the kill budget at a time.
+    fn prove_alive(&mut self, now: Instant, told: &mut Option<Instant>) {
+        let step = self.guard.kill_budget / 8;
+        if told.is_some_and(|told| now.held_since(told) < step) {
+            return;
+        }
+        *told = Some(now);
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.push(now.boot + self.guard.kill_budget / 4);
+        }
+        self.tell(Word::Killing);
+    }
+
+    fn name_survivors(&self) -> bool {
+        let nobody = Survivor {
+            pid: 0,
+            state: b'?',
+            uid: 0,
+            comm: [0; 16],
+        };
+        let mut survivors = [nobody; NAMED_SURVIVORS];
+        let count = self
+            .tree
+            .as_ref()
+            .map_or(0, |tree| tree.survivors(&[], &mut survivors));
+        for survivor in survivors.iter().take(count) {
+            self.tell(Word::Survivor(*survivor));
+        }
+        self.tell(Word::Survivors)
+    }
+}
+
+/// The pauses between two sweeps double from the first of these to the last.
+const SWEEP_PAUSES: [Duration; 2] = [Duration::from_micros(200), Duration::from_millis(5)];
+
+/// How many survivors are named.
+const NAMED_SURVIVORS: usize = 8;

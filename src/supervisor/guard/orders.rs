@@ -1,0 +1,163 @@
+//! The guard's talk with front.
+
+use std::os::fd::AsRawFd;
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv, send},
+};
+
+use crate::{clock::Instant, signals};
+
+use super::{
+    super::{
+        Group,
+        message::{Forwarded, Order, Word},
+        sys::{self, Pid},
+    },
+    Phase, Watch,
+};
+
+impl Watch {
+    pub(super) fn read_orders(&mut self) {
+        let mut buffer = std::mem::take(&mut self.guard.buffer);
+        // What is left makes the next sleep end at once.
+        for _ in 0..ORDERS_AT_ONCE {
+            if self.alone {
+                break;
+            }
+            let socket = self.guard.front.as_raw_fd();
+            match recv(socket, &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => self.lose_front(),
+                Ok(length) => {
+                    // The guard may have been stopped since the last look.
+                    let now = Instant::now();
+                    self.check_deadline(now);
+                    let message = buffer.get(..length).unwrap_or_default();
+                    if let Some((order, rest)) = Order::decode(message) {
+                        self.obey(order, rest, now);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(_) => self.lose_front(),
+            }
+        }
+        self.guard.buffer = buffer;
+    }
+
+    /// Front is dead, or has said that it is done by closing its end.
+    fn lose_front(&mut self) {
+        self.alone = true;
+        if self.phase == Phase::Waiting {
+            self.phase = Phase::Over;
+        } else {
+            self.begin_killing(Instant::now());
+        }
+    }
+
+    fn obey(&mut self, order: Order, rest: &[u8], now: Instant) {
+        match order {
+            Order::Start(deadline) => {
+                if self.phase == Phase::Waiting {
+                    self.start(deadline, rest, now);
+                }
+            }
+            Order::Extend(new) => {
+                if let Some(deadline) = self.deadline {
+                    self.deadline = Some(deadline.extended(new, now));
+                    if self.phase != Phase::Over {
+                        self.push_watchdog(now);
+                    }
+                }
+            }
+            Order::Signal(forwarded) => self.forward(forwarded),
+            Order::Terminate => self.signal_command(libc::SIGTERM),
+            Order::Kill => self.begin_killing(now),
+        }
+    }
+
+    fn forward(&mut self, forwarded: Forwarded) {
+        let Forwarded {
+            signal,
+            sender,
+            from_terminal,
+        } = forwarded;
+        if self.phase == Phase::Waiting && signals::is_ending(signal) {
+            self.cancelled_by.get_or_insert(signal);
+        }
+        // In the caller's group the terminal has told the command already.
+        let has_it = from_terminal && matches!(self.guard.group, Group::Shared(_));
+        if !has_it && !self.is_of_the_tree(sender) {
+            self.signal_command(signal);
+        }
+    }
+
+    /// A signal that the command sends to its supervisor must not come back to it.
+    fn is_of_the_tree(&self, sender: Pid) -> bool {
+        sender != 0
+            && self.command.is_some()
+            && self
+                .tree
+                .as_ref()
+                .is_some_and(|tree| tree.is_descendant(sender))
+    }
+
+    /// Signals the command if it is not reaped yet. A signal that ends is followed by SIGCONT,
+    /// because it would pend for ever in a stopped process. SIGCONT goes to the whole group: one
+    /// member of a stopped pipeline alone would hang the job.
+    fn signal_command(&mut self, signal: i32) {
+        let Some(command) = self.command else {
+            return;
+        };
+        if signal != libc::SIGCONT {
+            let _ = sys::kill(command, signal);
+        }
+        if signal == libc::SIGCONT {
+            self.continue_group(command);
+        } else if signals::is_ending(signal) {
+            match self.guard.group {
+                Group::Own => drop(sys::kill(command, libc::SIGCONT)),
+                Group::Shared(_) => self.continue_group(command),
+            }
+        }
+    }
+
+    pub(super) fn continue_group(&self, command: Pid) {
+        let group = match self.guard.group {
+            Group::Own => command,
+            Group::Shared(group) => group,
+        };
+        let _ = sys::kill(-group, libc::SIGCONT);
+    }
+
+    /// Tells front something that it may miss if it does not read.
+    pub(super) fn tell(&self, word: Word) -> bool {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let sent = send(self.guard.front.as_raw_fd(), &word.encode(), flags);
+        // Whoever is gone needs no telling.
+        self.alone || sent != Err(Errno::EAGAIN)
+    }
+
+    /// Tells front something that it must hear: the end of the command, and that nothing lives.
+    pub(super) fn tell_surely(&mut self, word: Word) {
+        self.flush();
+        if (self.unsent != [None; 2] || !self.tell(word))
+            && let Some(place) = self.unsent.iter_mut().find(|place| place.is_none())
+        {
+            *place = Some(word);
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        while let [Some(word), next] = self.unsent {
+            if !self.tell(word) {
+                return;
+            }
+            self.unsent = [next, None];
+        }
+    }
+}
+
+/// How many messages are read before the processes are looked at again.
+const ORDERS_AT_ONCE: usize = 64;

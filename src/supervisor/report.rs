@@ -1,0 +1,68 @@
+//! What the supervisor says of the command.
+
+use crate::clock::Instant;
+
+use super::{command::FindError, tree::Survivor};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It exited with this code.
+    Exited(u8),
+    /// This signal killed it.
+    Signalled(i32),
+}
+
+impl Status {
+    /// The exit code by which shells show it: 128 + N for signal N.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => i32::from(code),
+            Self::Signalled(signal) => 128 + signal,
+        }
+    }
+}
+
+/// What happened to the command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// It runs.
+    Started {
+        /// Its process id.
+        pid: i32,
+    },
+    /// It can't be executed after all. Nothing runs, nothing follows.
+    ExecFailed(FindError),
+    /// It was not started. Nothing runs, nothing follows.
+    NotStarted(NotStarted),
+    /// It was stopped by this signal, SIGTSTP, SIGTTIN or SIGTTOU, and at once continued.
+    Stopped(i32),
+    /// It ended. What it left behind gets SIGTERM and half a second, then SIGKILL.
+    Ended {
+        /// How.
+        status: Status,
+        /// When.
+        at: Instant,
+    },
+    /// Proven: nothing of the command lives. Nothing follows.
+    Empty,
+    /// These, or the first of these, were sent SIGKILL and live on although the kill budget is used
+    /// up. Said once; `Empty` follows if they end after all.
+    Survivors(Vec<Survivor>),
+    /// The guard died, and this process has killed all it could find of the command.
+    GuardDied {
+        /// Whether nothing of the command was left in the end. If not, nothing is proven.
+        empty: bool,
+    },
+}
+
+/// Why the command was not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStarted {
+    /// This signal, one of those that end a process, came before.
+    Cancelled(i32),
+    /// The deadline had passed.
+    TooLate,
+    /// There was no process to be had; the `errno` of pipe or fork.
+    NoProcess(i32),
+}
