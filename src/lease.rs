@@ -102,9 +102,9 @@ pub struct Claim {
     /// Its spec.
     pub record: Record,
     /// By the store's own clock, how long before the answer the record was last written; only in
-    /// answers to reads and writes, never in watch events. For a Kubernetes API server this is the
-    /// answer's `Date` less the newest `managedFields` time whose entry owns `f:spec.f:renewTime`,
-    /// or less `creationTimestamp` if no entry does.
+    /// answers to reads and writes, never in watch events, and only if the store is certain. For a
+    /// Kubernetes API server this is the answer's `Date` less the `managedFields` time of the entry
+    /// that owns `f:spec.f:renewTime`, if that was made by lease-exec.
     pub written_ago: Option<Duration>,
     /// By the store's own clock, how long before the answer the object was created; as above.
     pub created_ago: Option<Duration>,

@@ -235,45 +235,48 @@ fn ages(metadata: &Value, answered: Option<WallTime>) -> (Option<Duration>, Opti
     let created = field(metadata, "creationTimestamp")
         .and_then(Value::as_str)
         .and_then(wall_time);
-    let written = match last_write(metadata) {
-        LastWrite::At(time) => Some(time),
-        LastWrite::Untracked => created,
-        LastWrite::Unknown => None,
-    };
-    (created.map(before), written.map(before))
+    (created.map(before), last_write(metadata).map(before))
 }
 
-/// What `managedFields` says about the last write of `spec.renewTime`.
-enum LastWrite {
-    /// It was at this time, by the server's clock.
-    At(WallTime),
-    /// No entry owns the field.
-    Untracked,
-    /// An entry owns the field, but its time can't be read. To assume an older one could make a
-    /// lease look expired that is not.
-    Unknown,
-}
+/// The names under which our writes enter `managedFields`. Each write takes the one that does not
+/// own `spec.renewTime` yet, so that every one moves the field to another owner, and with that the
+/// entry's time.
+///
+/// Without it a time may say nothing: servers between kubernetes/kubernetes#95240 (1.20) and #110058
+/// (1.25) leave an entry's time alone when its owner changes a value, so that a lease which has
+/// long been renewed looks as old as its acquisition.
+const MANAGERS: [&str; 2] = ["lease-exec-a", "lease-exec-b"];
 
-fn last_write(metadata: &Value) -> LastWrite {
-    let entries = field(metadata, "managedFields").and_then(Value::as_array);
-    let mut newest = LastWrite::Untracked;
-    for entry in entries.into_iter().flatten() {
-        let owned = entry.pointer("/fieldsV1/f:spec/f:renewTime").is_some();
-        if !owned {
-            continue;
-        }
-        let Some(time) = field(entry, "time")
-            .and_then(Value::as_str)
-            .and_then(wall_time)
-        else {
-            return LastWrite::Unknown;
-        };
-        newest = match newest {
-            LastWrite::At(earlier) if earlier > time => LastWrite::At(earlier),
-            _ => LastWrite::At(time),
-        };
+/// The field manager under whose name to write over `base`.
+pub(super) fn field_manager(base: Option<&Claim>) -> &'static str {
+    let [first, second] = MANAGERS;
+    let metadata = base.and_then(|base| field(&base.object.0, "metadata"));
+    let is_owner = |owner: &Value| owner["manager"] == first;
+    match metadata {
+        Some(metadata) if owners_of_renew_time(metadata).any(is_owner) => second,
+        _ => first,
     }
-    newest
+}
+
+/// When `spec.renewTime` was last written, by the server's clock; `None` unless its one owner is one
+/// of ours, because the time of any other may be that of an earlier write.
+fn last_write(metadata: &Value) -> Option<WallTime> {
+    let mut owners = owners_of_renew_time(metadata);
+    let owner = owners.next()?;
+    let is_ours = MANAGERS.iter().any(|manager| owner["manager"] == *manager);
+    if !is_ours || owners.next().is_some() {
+        return None;
+    }
+    field(owner, "time")
+        .and_then(Value::as_str)
+        .and_then(wall_time)
+}
+
+/// The entries of `managedFields` that own `spec.renewTime`.
+fn owners_of_renew_time(metadata: &Value) -> impl Iterator<Item = &Value> {
+    let entries = field(metadata, "managedFields").and_then(Value::as_array);
+    let entries = entries.into_iter().flatten();
+    entries.filter(|entry| entry.pointer("/fieldsV1/f:spec/f:renewTime").is_some())
 }
 
 /// A field that is there; JSON's null is as good as absent.
@@ -546,34 +549,64 @@ mod tests {
         );
     }
 
+    fn entry(manager: &str, time: Value, owned: Value) -> Value {
+        json!({ "manager": manager, "time": time, "fieldsV1": owned })
+    }
+
     #[test]
-    fn age_counts_from_the_newest_write_of_renew_time() {
-        let owner =
-            |time: Value| json!({ "time": time, "fieldsV1": { "f:spec": { "f:renewTime": {} } } });
-        let other = json!({ "time": "2026-01-01T00:00:59Z", "fieldsV1": { "f:metadata": {} } });
+    fn age_counts_from_our_last_write_and_from_nobody_elses() {
+        let owner = |manager: &str, time: Value| {
+            entry(manager, time, json!({ "f:spec": { "f:renewTime": {} } }))
+        };
         let at = |seconds: &str| json!(format!("2026-01-01T00:00:{seconds}Z"));
+        let other = entry("kubectl", at("59"), json!({ "f:metadata": {} }));
         for (entries, written_ago) in [
-            (vec![owner(at("10")), other.clone()], Some(50)),
             (
-                vec![owner(at("10")), owner(at("20")), owner(at("15"))],
+                vec![owner("lease-exec-a", at("10")), other.clone()],
+                Some(50),
+            ),
+            (
+                vec![other.clone(), owner("lease-exec-b", at("20"))],
                 Some(40),
             ),
-            (vec![other.clone()], Some(60)),
-            (vec![], Some(60)),
-            (vec![owner(at("20")), owner(Value::Null)], None),
-            (vec![owner(json!("soon"))], None),
+            // Others may write without moving their entry's time.
+            (vec![owner("kube-scheduler", at("10"))], None),
+            (
+                vec![owner("lease-exec-a", at("10")), owner("x", at("11"))],
+                None,
+            ),
+            (vec![other.clone()], None),
+            (vec![], None),
+            (vec![owner("lease-exec-a", Value::Null)], None),
+            (vec![owner("lease-exec-a", json!("soon"))], None),
             // The clock of the server that answers is behind that of the one that wrote.
-            (vec![owner(json!("2026-01-01T00:02:00Z"))], Some(0)),
+            (
+                vec![owner("lease-exec-a", json!("2026-01-01T00:02:00Z"))],
+                Some(0),
+            ),
         ] {
             let mut object = stored(json!({}));
             object["metadata"]["managedFields"] = json!(entries);
             let claim = claim_from_object(object, Some(second(NEW_YEAR + 60))).unwrap();
-            assert_eq!(
-                claim.written_ago,
-                written_ago.map(Duration::from_secs),
-                "{entries:?}"
-            );
+            let expected = written_ago.map(Duration::from_secs);
+            assert_eq!(claim.written_ago, expected, "{entries:?}");
             assert_eq!(claim.created_ago, Some(Duration::from_secs(60)));
+        }
+    }
+
+    #[test]
+    fn each_write_takes_the_field_over_from_the_one_before() {
+        assert_eq!(field_manager(None), "lease-exec-a");
+        let owned = json!({ "f:spec": { "f:renewTime": {} } });
+        for (owner, next) in [
+            ("lease-exec-a", "lease-exec-b"),
+            ("lease-exec-b", "lease-exec-a"),
+            ("kube-scheduler", "lease-exec-a"),
+        ] {
+            let mut object = stored(json!({}));
+            object["metadata"]["managedFields"] = json!([entry(owner, Value::Null, owned.clone())]);
+            let claim = claim_from_object(object, None).unwrap();
+            assert_eq!(field_manager(Some(&claim)), next);
         }
     }
 

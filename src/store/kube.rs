@@ -87,7 +87,9 @@ impl Store for KubeStore {
             None => json::new_object(namespace, name, &write.record),
         };
         let body = object.to_string().into_bytes();
-        let request = self.target.request(Method::PUT, &self.target.path(), body);
+        let manager = json::field_manager(write.base.as_ref());
+        let path = format!("{}?fieldManager={manager}", self.target.path());
+        let request = self.target.request(Method::PUT, &path, body);
         let answer = self.connections.send(request).await?;
         let status = Status::of(&answer);
         match answer.code {
@@ -133,7 +135,7 @@ impl Target {
         *request.method_mut() = method;
         *request.uri_mut() = path
             .parse()
-            .expect("both names were checked to be nothing but letters, digits, - and .");
+            .expect("the names were checked to be nothing but letters, digits, - and .");
         let headers = request.headers_mut();
         let text = http::HeaderValue::from_static;
         headers.insert(header::ACCEPT, text("application/json"));

@@ -77,7 +77,7 @@ async fn read_asks_etcd_and_counts_ages_by_the_servers_clock() {
     let claim = server.store().read().await.unwrap().unwrap();
     assert_eq!(claim.version.as_str(), "41");
     assert_eq!(claim.created_ago, Some(Duration::from_secs(100)));
-    assert_eq!(claim.written_ago, Some(Duration::from_secs(100)));
+    assert_eq!(claim.written_ago, None);
     let seen = server.seen();
     let path = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/nightly";
     assert_eq!(seen[0].line, format!("GET {path} HTTP/1.1"));
@@ -118,7 +118,8 @@ async fn every_write_is_a_put_and_names_the_uid_and_version_of_its_base() {
     let seen = server.seen();
     let path = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/nightly";
     for seen in &seen {
-        assert_eq!(seen.line, format!("PUT {path} HTTP/1.1"));
+        let line = format!("PUT {path}?fieldManager=lease-exec-a HTTP/1.1");
+        assert_eq!(seen.line, line);
     }
     let body: Value = serde_json::from_str(&seen[0].body).unwrap();
     assert_eq!(
