@@ -27,13 +27,14 @@
 //!
 //! Must not: retry a write, judge whether a lease has expired, hold a lock longer than one operation.
 
-use std::{fs::File, io::Read as _, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use self::{
-    disk::{Disk, Lock, Staged, failed, malformed, read_text},
+    disk::{Disk, Lock, Staged, malformed, read_text},
     ledger::{BootClock, Ledger, Presence, Stamp, Stamps},
 };
 use super::{Failure, FailureKind, Outcome, Store, Write, json as lease_json};
@@ -181,7 +182,7 @@ impl LeaseFile {
         let object = match (&write.base, current) {
             (None, None) => {
                 let mut object = lease_json::new_object(&self.namespace, &self.name, &write.record);
-                set_origin(&mut object, &new_uid()?);
+                set_origin(&mut object, &Uuid::new_v4().to_string());
                 object
             }
             // The object is compared as well: should version and uid ever match by accident (the
@@ -304,7 +305,7 @@ impl LeaseFile {
         let known = known.filter(|ledger| ledger.presence == Presence::Stored);
         match known.filter(|ledger| uid == Some(&ledger.uid)) {
             Some(_) => {}
-            None => set_origin(&mut object, &new_uid()?),
+            None => set_origin(&mut object, &Uuid::new_v4().to_string()),
         }
         set_metadata(&mut object, "name", &self.name);
         set_metadata(&mut object, "namespace", &self.namespace);
@@ -435,24 +436,4 @@ fn set_metadata(object: &mut Value, field: &str, value: &str) {
 
 fn next_version(version: u64) -> Option<u64> {
     version.checked_add(1)
-}
-
-/// A random UUID (RFC 9562, version 4), as API servers give them.
-fn new_uid() -> Result<String, Failure> {
-    let source = Path::new("/dev/urandom");
-    let mut bytes = [0; 16];
-    File::open(source)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|err| failed("read", source, &err))?;
-    let random = u128::from_be_bytes(bytes);
-    let random = random & !(0xf << 76) | 0x4 << 76;
-    let random = random & !(0b11 << 62) | 0b10 << 62;
-    let digits = format!("{random:032x}");
-    let (time_low, rest) = digits.split_at(8);
-    let (time_mid, rest) = rest.split_at(4);
-    let (time_high, rest) = rest.split_at(4);
-    let (sequence, node) = rest.split_at(4);
-    Ok(format!(
-        "{time_low}-{time_mid}-{time_high}-{sequence}-{node}"
-    ))
 }

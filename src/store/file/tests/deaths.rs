@@ -50,8 +50,9 @@ fn lock_of_a_removed_folder_locks_nothing() {
     let stale = store.file.disk.lock().unwrap();
     fs::remove_dir_all(&store.file.disk.folder).unwrap();
     assert!(!store.file.disk.is_in_place(&stale).unwrap());
-    // The folder is made again.
+    // The folder is made again, with another lock.
     written(&store, None, record("me", 1));
+    assert!(!store.file.disk.is_in_place(&stale).unwrap());
 }
 
 #[test]

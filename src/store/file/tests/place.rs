@@ -32,24 +32,6 @@ fn file_is_a_lease_that_people_can_read() {
 }
 
 #[test]
-fn uid_is_a_random_uuid() {
-    let uids: BTreeSet<_> = (0..100).map(|_| new_uid().unwrap()).collect();
-    assert_eq!(uids.len(), 100);
-    for uid in &uids {
-        let parts: Vec<_> = uid.split('-').map(str::len).collect();
-        assert_eq!(parts, [8, 4, 4, 4, 12], "{uid}");
-        assert_eq!(uid.as_bytes()[14], b'4', "{uid}");
-        assert!(b"89ab".contains(&uid.as_bytes()[19]), "{uid}");
-    }
-    // All other bits take both values.
-    let (any, all) = uids.iter().fold((0_u128, u128::MAX), |(any, all), uid| {
-        let bits = u128::from_str_radix(&uid.replace('-', ""), 16).unwrap();
-        (any | bits, all & bits)
-    });
-    assert_eq!((any ^ all).count_ones(), 122);
-}
-
-#[test]
 fn files_have_the_mode_that_the_umask_leaves() {
     let directory = directory();
     let store = open(&directory);

@@ -19,9 +19,13 @@ fn assert_written(change: &Change, claim: &Claim) {
 /// Lets the watch run until it waits for the kernel, so that what comes then is noticed, not seen.
 async fn settle_down(watch: &mut FileWatch) {
     tokio::time::timeout(LIMIT, async {
-        while !watch.is_at_rest() {
-            let step = tokio::time::timeout(Duration::from_millis(5), watch.next()).await;
+        loop {
+            // At least once, for the notices of our own doings that still wait to be read.
+            let step = tokio::time::timeout(Duration::from_millis(10), watch.next()).await;
             assert!(step.is_err(), "unexpected {step:?}");
+            if watch.is_at_rest() {
+                return;
+            }
         }
     })
     .await
