@@ -20,9 +20,9 @@ use crate::{
     clock::Now,
     election::{Action, Election, Event, NotStarted, Reply, Report, RequestId, Settings, Term},
     exit::Exit,
-    signals::Received,
+    signals::{Received, is_ending},
     store::{Change, Failure, FailureKind, Store, Watch},
-    supervisor::{self, Deadline, Supervisor},
+    supervisor::{self, Deadline, FindErrorKind, Status, Supervisor},
 };
 
 /// How an election ended.
@@ -34,8 +34,17 @@ pub struct Ending {
     pub message: Option<String>,
 }
 
+impl Ending {
+    /// An end with something to say.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self {
+            exit,
+            message: Some(message.into()),
+        }
+    }
+}
+
 /// What the driver connects.
-#[derive(Debug)]
 pub struct Parts<S> {
     /// Where the lease lives.
     pub store: S,
@@ -66,6 +75,7 @@ pub async fn run<S: Store + 'static>(parts: Parts<S>, settings: Settings) -> End
             ("LEASE_HOLDER_IDENTITY", settings.identity.to_string()),
         ],
         request_timeout: settings.timing.request_timeout,
+        consequence: None,
     };
     driver.run(settings).await
 }
@@ -79,6 +89,8 @@ struct Driver<S: Store> {
     lease: String,
     environment: Vec<(&'static str, String)>,
     request_timeout: Duration,
+    /// What carrying out an action has led to at once.
+    consequence: Option<Event>,
 }
 
 impl<S: Store + 'static> Driver<S> {
@@ -101,6 +113,9 @@ impl<S: Store + 'static> Driver<S> {
 
     /// Waits for whatever happens first. All of these may be dropped and asked again.
     async fn next_event(&mut self, deadline: Option<Duration>) -> Event {
+        if let Some(event) = self.consequence.take() {
+            return event;
+        }
         loop {
             let sleep = match deadline {
                 Some(deadline) => Either::Left(time::sleep(deadline)),
@@ -115,7 +130,7 @@ impl<S: Store + 'static> Driver<S> {
                     }
                 }
                 Some(received) = self.signals.recv() => {
-                    return Event::Signalled { signal: received.signal, ends: received.ends() };
+                    return Event::Signalled { signal: received.signal, ends: is_ending(received.signal) };
                 }
                 change = next_change(&mut self.watch) => {
                     if matches!(change, Change::Ended(_) | Change::Refused(_)) {
@@ -150,8 +165,14 @@ impl<S: Store + 'static> Driver<S> {
             }
             Action::Watch(version) => self.watch = Some(self.store.watch(Some(version))),
             Action::Start(term) => self.start(term),
-            Action::Extend { sent, kill_deadline } => {
-                self.supervisor.extend(Deadline { sent, kill_after: kill_deadline });
+            Action::Extend {
+                sent,
+                kill_deadline,
+            } => {
+                self.supervisor.extend(Deadline {
+                    sent,
+                    kill_after: kill_deadline,
+                });
             }
             Action::Terminate => self.supervisor.terminate(),
             Action::Kill => self.supervisor.kill(),
@@ -166,8 +187,14 @@ impl<S: Store + 'static> Driver<S> {
         environment.push(("LEASE_TRANSITIONS", term.transitions.to_string()));
         environment.push(("LEASE_UID", term.uid.0));
         environment.push(("LEASE_FENCING_TOKEN", term.token.to_string()));
-        let deadline = Deadline { sent: term.sent, kill_after: term.kill_deadline };
-        self.supervisor.start(deadline, &environment);
+        let deadline = Deadline {
+            sent: term.sent,
+            kill_after: term.kill_deadline,
+        };
+        if let Err(error) = self.supervisor.start(deadline, &environment) {
+            error!(lease = %self.lease, "failed to start the command: {error:#}");
+            self.consequence = Some(Event::NotStarted(NotStarted::Refused(Exit::Internal)));
+        }
     }
 
     /// What the guard says, as an event of the election.
@@ -181,7 +208,7 @@ impl<S: Store + 'static> Driver<S> {
             }
             Said::ExecFailed(error) => {
                 error!(%lease, "{error}");
-                Some(Event::NotStarted(NotStarted::Refused(error.exit())))
+                Some(Event::NotStarted(NotStarted::Refused(exit_of(error.kind))))
             }
             Said::NotStarted(supervisor::NotStarted::Cancelled(signal)) => {
                 Some(Event::NotStarted(NotStarted::Cancelled(signal)))
@@ -189,18 +216,32 @@ impl<S: Store + 'static> Driver<S> {
             Said::NotStarted(supervisor::NotStarted::TooLate) => {
                 Some(Event::NotStarted(NotStarted::TooLate))
             }
+            Said::NotStarted(supervisor::NotStarted::NoProcess(errno)) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                error!(%lease, "failed to start the command: {error}");
+                Some(Event::NotStarted(NotStarted::Refused(Exit::Internal)))
+            }
             Said::Stopped(signal) => {
                 warn!(%lease, signal, "refused to stop the command: a stopped holder could not renew");
                 None
             }
             Said::Ended { status, at } => {
-                info!(%lease, "the command ended: {status}");
-                Some(Event::Ended { exit: status.into(), at })
+                let exit = match status {
+                    Status::Exited(code) => Exit::Command(code),
+                    Status::Signalled(signal) => Exit::Signal(signal),
+                };
+                info!(%lease, code = exit.code(), "the command ended");
+                Some(Event::Ended { exit, at })
             }
             Said::Empty => Some(Event::TreeGone),
             Said::Survivors(survivors) => {
-                let survivors = survivors.iter().map(ToString::to_string).collect::<Vec<_>>();
-                Some(Event::TreeStuck { survivors: survivors.join(", ") })
+                let survivors = survivors
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>();
+                Some(Event::TreeStuck {
+                    survivors: survivors.join(", "),
+                })
             }
             Said::GuardDied { empty } => Some(Event::GuardDied { proven: empty }),
         }
@@ -216,10 +257,18 @@ impl<S: Store + 'static> Driver<S> {
             Report::Unreachable(message) => warn!(%lease, "can't reach the store: {message}"),
             Report::Reachable => info!(%lease, "the store answers again"),
             Report::Polling(message) => warn!(%lease, "polling instead of watching: {message}"),
-            Report::Acquired { token, transitions, taken_from: None } => {
+            Report::Acquired {
+                token,
+                transitions,
+                taken_from: None,
+            } => {
                 info!(%lease, %token, transitions, "acquired the lease");
             }
-            Report::Acquired { token, transitions, taken_from: Some(holder) } => {
+            Report::Acquired {
+                token,
+                transitions,
+                taken_from: Some(holder),
+            } => {
                 info!(%lease, %token, transitions, %holder, "acquired the lease, whose holder had let it run out");
             }
             Report::Quarantined(duration) => {
@@ -239,6 +288,14 @@ impl<S: Store + 'static> Driver<S> {
                 warn!(%lease, "did not release the lease: {message}");
             }
         }
+    }
+}
+
+/// The exit code for a command that can't be executed.
+pub fn exit_of(kind: FindErrorKind) -> Exit {
+    match kind {
+        FindErrorKind::NotFound => Exit::NotFound,
+        FindErrorKind::NotExecutable => Exit::NotExecutable,
     }
 }
 

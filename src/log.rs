@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tracing::Level;
+use tracing::{Level, error, info};
 use tracing_subscriber::{
     Layer,
     filter::Targets,
@@ -22,7 +22,11 @@ use tracing_subscriber::{
     registry,
 };
 
-use crate::cli::{LogFormat, Verbosity};
+use crate::{
+    cli::{LogFormat, Verbosity},
+    driver::Ending,
+    exit::Exit,
+};
 
 /// How many lines may wait for a slow reader.
 const QUEUE: usize = 1024;
@@ -72,8 +76,16 @@ impl Log {
         Ok(Self { lines })
     }
 
-    /// Waits until what was said so far is written, but not for long.
-    pub fn flush(&self) {
+    /// Says how it ended, if there is something left to say, and waits until all is written, but
+    /// not for long.
+    pub fn finish(self, ending: &Ending) {
+        if let Some(message) = &ending.message {
+            match ending.exit {
+                // What is to be expected is no error.
+                Exit::Conflict(_) => info!("{message}"),
+                _ => error!("{message}"),
+            }
+        }
         let (done, written) = sync_channel(1);
         if self.lines.try_send(Line::Flush(done)).is_ok() {
             // A reader that does not read keeps its lines; we do not wait for it.
@@ -82,16 +94,9 @@ impl Log {
     }
 }
 
-/// Prints the one error of a program that ends before its log has begun.
-pub fn print_error(format: Option<LogFormat>, message: &str) {
-    let line = match format {
-        Some(LogFormat::Json) => {
-            serde_json::json!({ "level": "ERROR", "message": message }).to_string()
-        }
-        Some(LogFormat::Text) | None => format!("lease-exec: {message}"),
-    };
-    // Nobody may be listening; there is nobody else to tell.
-    let _ = writeln!(io::stderr(), "{line}");
+/// The one error of a program that ends before its log has begun.
+pub fn error_line(message: &str) -> String {
+    format!("lease-exec: {message}")
 }
 
 fn targets(verbosity: Verbosity) -> Targets {

@@ -1,2 +1,194 @@
-//! Start-up order and the one printed error.
-fn main() {}
+//! The order of the start, and the one printed error.
+//!
+//! Everything that can be wrong without the lease is found before the lease is touched, and no
+//! thread exists before the guard is forked.
+
+use std::{env, io::Write, process::ExitCode};
+
+use anyhow::Context;
+use lease_exec::{
+    cli::{self, Config, Place, Request},
+    driver::{self, Ending, Parts},
+    election::Settings,
+    exit::Exit,
+    lease::Identity,
+    log::{self, Log},
+    signals::{self, Signals},
+    store::{
+        Failure,
+        file::FileStore,
+        kube::{ClusterConfig, KubeStore, Source},
+    },
+    supervisor::{Above, Command, Inherited, Options, Supervisor},
+};
+use uuid::Uuid;
+
+fn main() -> ExitCode {
+    let request = match cli::parse(env::args_os()) {
+        Ok(request) => request,
+        Err(error) => return fail(Exit::Usage, &error.to_string()),
+    };
+    let config = match request {
+        Request::Run(config) => config,
+        Request::Print(text) => return print(&text),
+    };
+    let mut above = Above::Caller;
+    let ending = run(*config, &mut above);
+    let ending = ending.unwrap_or_else(|error| Ending::new(Exit::Internal, format!("{error:#}")));
+    match (ending.exit, ending.message) {
+        (Exit::Signal(signal), None) => signals::die_of(signal, above),
+        (exit, None) => ExitCode::from(exit.code()),
+        (exit, Some(message)) => fail(exit, &message),
+    }
+}
+
+/// Prints why nothing was run.
+fn fail(exit: Exit, message: &str) -> ExitCode {
+    // Nobody may be listening, and there is nobody else to tell.
+    let _ = writeln!(std::io::stderr(), "{}", log::error_line(message));
+    ExitCode::from(exit.code())
+}
+
+/// Prints what was asked for.
+fn print(text: &str) -> ExitCode {
+    match write!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(Exit::Internal.code()),
+    }
+}
+
+/// Where the lease lives, found to be usable; no request was sent.
+enum Prepared {
+    Kube(Box<ClusterConfig>),
+    File(FileStore),
+}
+
+fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
+    let inherited = Inherited::at_entry()?;
+    let signals = Signals::block(inherited);
+    let command = match Command::find(&config.command) {
+        Ok(command) => command,
+        Err(error) => return Ok(Ending::new(driver::exit_of(error.kind), error.message)),
+    };
+    let (prepared, namespace) = match prepare(&config) {
+        Ok(prepared) => prepared,
+        Err(failure) => return Ok(Ending::new(Exit::Configuration, failure.message)),
+    };
+    let settings = settings(&config)?;
+    let lease = (namespace.clone(), config.name.clone());
+
+    let options = Options {
+        kill_budget: config.timing.kill_budget,
+    };
+    let supervisor = Supervisor::begin(inherited, command, options)?;
+    *above = supervisor.above();
+    // From here on there may be threads.
+    let log = Log::start(config.log_format, config.verbosity)?;
+    let signals = signals.listen(supervisor.forwarder())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let ending = runtime.block_on(async {
+        match prepared {
+            Prepared::File(store) => {
+                driver::run(
+                    Parts {
+                        store,
+                        supervisor,
+                        signals,
+                        lease,
+                    },
+                    settings,
+                )
+                .await
+            }
+            Prepared::Kube(cluster) => match KubeStore::new(*cluster, namespace, config.name) {
+                Ok(store) => {
+                    driver::run(
+                        Parts {
+                            store,
+                            supervisor,
+                            signals,
+                            lease,
+                        },
+                        settings,
+                    )
+                    .await
+                }
+                Err(failure) => {
+                    supervisor.finish();
+                    Ending::new(Exit::Configuration, failure.message)
+                }
+            },
+        }
+    });
+    // A credential plugin or a file that hangs must not keep us.
+    runtime.shutdown_background();
+    log.finish(&ending);
+    Ok(Ending {
+        message: None,
+        ..ending
+    })
+}
+
+/// Finds where the lease lives, and its namespace.
+fn prepare(config: &Config) -> Result<(Prepared, String), Failure> {
+    let flag = config.namespace.as_deref();
+    let pod_namespace = env::var("POD_NAMESPACE")
+        .ok()
+        .filter(|text| !text.is_empty());
+    match &config.place {
+        Place::Kube {
+            kubeconfig,
+            context,
+            impersonate,
+        } => {
+            let cluster = ClusterConfig::load(Source {
+                kubeconfig: kubeconfig.clone(),
+                context: context.clone(),
+                impersonate: impersonate.clone(),
+                impersonate_groups: Vec::new(),
+            })?;
+            let namespace = cluster.namespace(flag, pod_namespace.as_deref());
+            Ok((Prepared::Kube(Box::new(cluster)), namespace))
+        }
+        Place::File(directory) => {
+            let namespace = flag
+                .or(pod_namespace.as_deref())
+                .unwrap_or("default")
+                .to_owned();
+            let store = FileStore::open(directory, &namespace, &config.name)?;
+            Ok((Prepared::File(store), namespace))
+        }
+    }
+}
+
+fn settings(config: &Config) -> anyhow::Result<Settings> {
+    // Unique to this process: a pod's name stays the same when its container is restarted, and a
+    // pid is always 1.
+    let random = Uuid::new_v4();
+    let identity = Identity::new(format!("{}_{random}", readable_identity(config)?));
+    Ok(Settings {
+        identity: identity.context("make up an identity")?,
+        timing: config.timing,
+        wait: config.wait,
+        create: config.create,
+        server_clock_skew: config.server_clock_skew,
+        kill_after: config.kill_after,
+        conflict: config.conflict,
+        seed: random.as_u64_pair().0,
+    })
+}
+
+/// The part of the identity by which people know us.
+fn readable_identity(config: &Config) -> anyhow::Result<String> {
+    if let Some(text) = &config.identity {
+        return Ok(text.clone());
+    }
+    if let Some(text) = env::var("POD_NAME").ok().filter(|text| !text.is_empty()) {
+        return Ok(text);
+    }
+    let name = nix::unistd::gethostname().context("read the host name")?;
+    Ok(name.to_string_lossy().into_owned())
+}
