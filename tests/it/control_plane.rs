@@ -24,6 +24,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::wait::{LIMIT, try_wait_until};
+use crate::world::LEASE;
 
 pub(crate) use certificates::Identity;
 pub(crate) use kubeconfig::User;
@@ -187,6 +188,32 @@ impl ControlPlane {
     ) -> Result<(u16, Value), String> {
         let kubeconfig = kubeconfig::content(&user, &self.url(), "default", &self.authority);
         Requests::new(kubeconfig).send(&method, path, body)
+    }
+
+    /// Lets a user do these things to the lease that the tests contend for, and to no other.
+    pub(crate) fn grant(&self, namespace: &str, user: &str, verbs: &[&str]) {
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}");
+        let role = json!({
+            "metadata": {"name": user},
+            "rules": [{
+                "apiGroups": ["coordination.k8s.io"],
+                "resources": ["leases"],
+                "resourceNames": [LEASE],
+                "verbs": verbs,
+            }],
+        });
+        let binding = json!({
+            "metadata": {"name": user},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+        });
+        self.expect(201, Method::POST, &format!("{path}/roles"), Some(role));
+        self.expect(
+            201,
+            Method::POST,
+            &format!("{path}/rolebindings"),
+            Some(binding),
+        );
     }
 
     /// Makes a namespace, which must not exist yet.

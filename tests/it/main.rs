@@ -1,6 +1,15 @@
-//! The whole program, on real parts.
+//! The whole program, on real parts: real processes, a real API server, a real container runtime.
 
+mod bad_input;
+mod client_go;
+mod command;
 mod control_plane;
+mod documents;
+mod hand_over;
 mod image;
+mod loss;
+mod outages;
+mod processes;
 mod store_contract;
 mod wait;
+mod world;

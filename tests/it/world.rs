@@ -1,7 +1,7 @@
 //! One lease, somewhere, and the instances of lease-exec that contend for it.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
@@ -62,8 +62,7 @@ impl<'a> World<'a> {
         let number = NAMESPACES.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("world-{number}");
         control_plane.create_namespace(&namespace);
-        let kubeconfig =
-            control_plane.kubeconfig_at(&control_plane.url(), &namespace, User::Admin);
+        let kubeconfig = control_plane.kubeconfig_at(&control_plane.url(), &namespace, User::Admin);
         Self::new(Place::Kube {
             control_plane,
             kubeconfig,
@@ -102,19 +101,24 @@ impl<'a> World<'a> {
 
     /// lease-exec with this world's lease; what it runs is still to be said.
     pub(crate) fn lease_exec(&self) -> Invocation {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lease-exec"));
-        clean_environment(&mut command);
-        command.args(["--lease", LEASE]);
+        let invocation = self.invocation().args(["--lease", LEASE]);
         match &self.place {
             Place::File => {
-                let mut store = std::ffi::OsString::from("file:");
+                let mut store = OsString::from("file:");
                 store.push(self.store());
-                command.arg("--store").arg(store);
+                invocation.args([OsStr::new("--store"), &store])
             }
             Place::Kube { kubeconfig, .. } => {
-                command.arg("--kubeconfig").arg(kubeconfig);
+                invocation.args([OsStr::new("--kubeconfig"), kubeconfig.as_os_str()])
             }
         }
+    }
+
+    /// lease-exec without any arguments.
+    pub(crate) fn invocation(&self) -> Invocation {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lease-exec"));
+        clean_environment(&mut command);
+        command.stdin(Stdio::null());
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         Invocation {
             command,
@@ -205,40 +209,35 @@ impl<'a> World<'a> {
         });
     }
 
-    /// Edits the stored spec by hand, whoever holds it.
-    pub(crate) fn edit_spec(&self, edit: impl Fn(&mut Value)) -> Value {
+    /// Edits the stored object by hand, whoever holds it, and returns it as it is then stored.
+    pub(crate) fn edit(&self, edit: impl Fn(&mut Value)) -> Value {
         wait_until("an edit meets no conflict", LIMIT, || {
             let mut lease = self.lease()?;
-            edit(&mut lease["spec"]);
-            match &self.place {
-                Place::File => {
-                    let text = lease.to_string();
-                    let draft = self.store().join("draft");
-                    fs::write(&draft, text).expect("a draft can be written");
-                    fs::rename(&draft, self.lease_file()).expect("the lease can be replaced");
-                    Some(lease)
-                }
-                Place::Kube {
-                    control_plane,
-                    namespace,
-                    ..
-                } => {
-                    let path = format!(
-                        "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE}"
-                    );
-                    match control_plane.raw(http::Method::PUT, &path, Some(lease)) {
-                        (200, lease) => Some(lease),
-                        (409, _) => None,
-                        (status, answer) => panic!("the edit was answered {status}: {answer}"),
-                    }
-                }
+            edit(&mut lease);
+            let Place::Kube {
+                control_plane,
+                namespace,
+                ..
+            } = &self.place
+            else {
+                let draft = self.store().join("draft");
+                fs::write(&draft, lease.to_string()).expect("a draft can be written");
+                fs::rename(&draft, self.lease_file()).expect("the lease can be replaced");
+                return Some(lease);
+            };
+            let path =
+                format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE}");
+            match control_plane.raw(http::Method::PUT, &path, Some(lease)) {
+                (200, lease) => Some(lease),
+                (409, _) => None,
+                (status, answer) => panic!("the edit was answered {status}: {answer}"),
             }
         })
     }
 
     /// Writes a foreign holder over whoever holds the lease.
     pub(crate) fn steal(&self, holder: &str) -> Value {
-        self.edit_spec(|spec| spec["holderIdentity"] = json!(holder))
+        self.edit(|lease| lease["spec"]["holderIdentity"] = json!(holder))
     }
 
     /// Deletes the lease.
@@ -290,7 +289,10 @@ impl Log {
             overlaps: 0,
         };
         // The last line may be half written.
-        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+        for line in text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+        {
             let words = line.split_whitespace().collect::<Vec<_>>();
             let [what, token, pid, time] = words[..] else {
                 panic!("a line of the witness is malformed: {line:?}");
@@ -304,7 +306,11 @@ impl Log {
                     last_beat: time,
                 }),
                 "beat" => {
-                    let run = log.runs.iter_mut().rev().find(|run| run.pid.to_string() == pid);
+                    let run = log
+                        .runs
+                        .iter_mut()
+                        .rev()
+                        .find(|run| run.pid.to_string() == pid);
                     run.expect("a beat follows its start").last_beat = time;
                 }
                 "overlap" => log.overlaps += 1,
@@ -320,7 +326,10 @@ impl Log {
         assert_eq!(self.overlaps, 0, "two witnesses ran at once: {self:?}");
         for pair in self.runs.windows(2) {
             assert!(pair[0].last_beat <= pair[1].started, "overlap: {pair:?}");
-            assert!(pair[0].token < pair[1].token, "token did not grow: {pair:?}");
+            assert!(
+                pair[0].token < pair[1].token,
+                "token did not grow: {pair:?}"
+            );
         }
     }
 }
@@ -377,10 +386,7 @@ impl Invocation {
 
     /// Starts it and waits for its end.
     #[track_caller]
-    pub(crate) fn run(mut self) -> Finished {
-        if self.command.get_envs().next().is_none() {
-            self.command.stdin(Stdio::null());
-        }
+    pub(crate) fn run(self) -> Finished {
         self.start().wait()
     }
 }
@@ -412,10 +418,6 @@ impl Running {
         wait_until(format!("lease-exec says {text:?}"), LIMIT, || {
             self.stderr().contains(text).then_some(())
         });
-    }
-
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("lease-exec can be waited for").is_some()
     }
 
     #[track_caller]
@@ -468,7 +470,11 @@ impl Finished {
     /// Asserts that stderr holds this text.
     #[track_caller]
     pub(crate) fn assert_says(&self, text: &str) -> &Self {
-        assert!(self.stderr.contains(text), "{text:?} is not in\n{}", self.stderr);
+        assert!(
+            self.stderr.contains(text),
+            "{text:?} is not in\n{}",
+            self.stderr
+        );
         self
     }
 
@@ -488,7 +494,10 @@ pub(crate) fn is_alive(pid: i32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().next());
     !matches!(state, Some("Z" | "X"))
 }
 
@@ -498,8 +507,13 @@ pub(crate) fn clean_environment(command: &mut Command) {
         let name = name.to_string_lossy();
         let decides = name.starts_with("LEASE_")
             || name.to_lowercase().ends_with("_proxy")
-            || ["KUBECONFIG", "POD_NAME", "POD_NAMESPACE", "KUBERNETES_SERVICE_HOST"]
-                .contains(&name.as_ref());
+            || [
+                "KUBECONFIG",
+                "POD_NAME",
+                "POD_NAMESPACE",
+                "KUBERNETES_SERVICE_HOST",
+            ]
+            .contains(&name.as_ref());
         if decides {
             command.env_remove(name.as_ref());
         }

@@ -12,6 +12,7 @@ use crate::control_plane::{ControlPlane, User};
 use crate::wait::{LIMIT, wait_until};
 
 super::contract!(Namespace::new);
+super::contract!(Namespace::new: lease_just_written_never_looks_old);
 
 // === What RBAC must allow ===
 

@@ -1,0 +1,287 @@
+//! Bad input gets one clear sentence and its exit code, and leaves nothing in the lease.
+
+use std::{fs, path::Path};
+
+use http::Method;
+use serde_json::json;
+
+use crate::{
+    control_plane::{ControlPlane, User, free_port},
+    wait::{LIMIT, wait_until},
+    world::{Finished, LEASE, World},
+};
+
+/// Asserts a code, and exactly one line of message that holds all these texts.
+#[track_caller]
+fn assert_refused(finished: &Finished, code: i32, texts: &[&str]) {
+    finished.assert_code(code);
+    assert_eq!(
+        finished.stderr.lines().count(),
+        1,
+        "not one sentence:\n{}",
+        finished.stderr
+    );
+    for text in texts {
+        finished.assert_says(text);
+    }
+    assert!(finished.stdout.is_empty(), "{finished:?}");
+}
+
+#[test]
+fn wrong_usage_is_64() {
+    let world = World::on_files();
+    let store = format!("file:{}", world.store().display());
+    let cases: &[(&[&str], &str)] = &[
+        (&["--store", &store, "--", "true"], "no lease is named"),
+        (
+            &["--store", &store, "--lease", "demo"],
+            "no command is given",
+        ),
+        (
+            &["--store", &store, "--lease", "de_mo", "true"],
+            "'_' at position 3",
+        ),
+        (
+            &["--store", &store, "--lease", "demo", "--bogus", "true"],
+            "'--bogus'",
+        ),
+        (
+            &[
+                "--store",
+                &store,
+                "--lease",
+                "demo",
+                "--renew-deadline",
+                "14s",
+                "true",
+            ],
+            "12.972s",
+        ),
+        (
+            &[
+                "--store", &store, "--lease", "demo", "--wait", "soon", "true",
+            ],
+            "'soon'",
+        ),
+        (
+            &["--store", "nowhere", "--lease", "demo", "true"],
+            "\"nowhere\"",
+        ),
+    ];
+    for (args, text) in cases {
+        assert_refused(&world.invocation().args(*args).run(), 64, &[text]);
+    }
+    assert!(world.lease().is_none());
+}
+
+#[test]
+fn a_file_store_without_a_usable_directory_is_78() {
+    let world = World::on_files();
+    let run = |directory: &Path| {
+        let store = format!("file:{}", directory.display());
+        world
+            .invocation()
+            .args(["--lease", LEASE, "--store", &store, "--", "true"])
+            .run()
+    };
+    let missing = world.path().join("missing");
+    assert_refused(&run(&missing), 78, &[&missing.display().to_string()]);
+    assert!(!missing.exists(), "a mistyped directory was made");
+    let file = world.path().join("file");
+    fs::write(&file, "").expect("written");
+    assert_refused(&run(&file), 78, &[&file.display().to_string()]);
+    // Read-only also for root.
+    assert_refused(&run(Path::new("/proc/sys")), 78, &["/proc/sys"]);
+}
+
+#[test]
+fn a_stored_lease_that_makes_no_sense_is_78_and_stays_as_it_is() {
+    let world = World::on_files();
+    world.lease_exec().command(["true"]).run().assert_code(0);
+    let good = world.lease().expect("stored");
+    let edits: [(&str, serde_json::Value); 5] = [
+        ("leaseDurationSeconds", json!(-5)),
+        ("leaseDurationSeconds", json!("15")),
+        ("holderIdentity", json!(17)),
+        ("renewTime", json!("yesterday")),
+        ("leaseTransitions", json!(-1)),
+    ];
+    for (field, value) in edits {
+        let mut bad = good.clone();
+        bad["spec"][field] = value;
+        fs::write(world.lease_file(), bad.to_string()).expect("written");
+        let finished = world.lease_exec().args(["-q"]).command(["true"]).run();
+        assert_refused(&finished, 78, &[field]);
+        assert_eq!(world.lease(), Some(bad), "the file was changed");
+    }
+    fs::write(world.lease_file(), "not JSON").expect("written");
+    let finished = world.lease_exec().args(["-q"]).command(["true"]).run();
+    assert_refused(&finished, 78, &[&world.lease_file().display().to_string()]);
+    assert_eq!(
+        fs::read_to_string(world.lease_file()).expect("read"),
+        "not JSON"
+    );
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_78() {
+    let world = World::on_files();
+    let run = |args: &[&str]| {
+        world
+            .invocation()
+            .args(["--lease", LEASE])
+            .args(args)
+            .args(["--", "true"])
+            .run()
+    };
+    let missing = world.path().join("missing").display().to_string();
+    assert_refused(&run(&["--kubeconfig", &missing]), 78, &[&missing]);
+    let malformed = world.path().join("malformed");
+    fs::write(&malformed, "{{{").expect("written");
+    let malformed = malformed.display().to_string();
+    assert_refused(&run(&["--kubeconfig", &malformed]), 78, &[&malformed]);
+    let good = ControlPlane::shared()
+        .kubeconfig(User::Admin)
+        .display()
+        .to_string();
+    let unknown = run(&["--kubeconfig", &good, "--context", "nowhere"]);
+    assert_refused(&unknown, 78, &["nowhere"]);
+    // No cluster at all: neither a kubeconfig nor a service account.
+    let nothing = world
+        .invocation()
+        .env("HOME", world.path())
+        .args(["--lease", LEASE, "--", "true"])
+        .run();
+    assert_refused(&nothing, 78, &["kubeconfig"]);
+    // What was named explicitly never falls through to something else.
+    let explicit = world
+        .invocation()
+        .env("KUBECONFIG", &good)
+        .args(["--lease", LEASE, "--kubeconfig", &missing, "--", "true"])
+        .run();
+    assert_refused(&explicit, 78, &[&missing]);
+}
+
+#[test]
+fn an_unreachable_server_is_69_when_the_wait_runs_out() {
+    let world = World::on_files();
+    let control_plane = ControlPlane::shared();
+    let url = format!("https://127.0.0.1:{}", free_port());
+    let kubeconfig = control_plane.kubeconfig_at(&url, "default", User::Admin);
+    for wait in ["--no-wait", "--wait=1s"] {
+        let finished = world
+            .invocation()
+            .args(["--lease", LEASE, "-q", wait, "--kubeconfig"])
+            .args([&kubeconfig])
+            .args(["--", "true"])
+            .run();
+        finished.assert_code(69).assert_says(&url);
+    }
+}
+
+#[test]
+fn credentials_that_are_not_accepted_are_78() {
+    let world = World::on_files();
+    let control_plane = ControlPlane::shared();
+    let run = |user: User| {
+        let kubeconfig = control_plane.kubeconfig(user);
+        world
+            .invocation()
+            .args(["--lease", LEASE, "-q", "--no-wait", "--kubeconfig"])
+            .args([&kubeconfig])
+            .args(["--", "true"])
+            .run()
+    };
+    let expired = control_plane.expired_client_certificate("late");
+    assert_refused(&run(User::Certificate(expired)), 78, &["expired"]);
+    let old_format = control_plane.x509_v1_client_certificate("old");
+    assert_refused(&run(User::Certificate(old_format)), 78, &["version 1"]);
+    assert_refused(&run(User::Token("no-such-token".to_owned())), 78, &["401"]);
+}
+
+#[test]
+fn missing_rights_are_77_with_the_rule_to_add_and_the_rule_helps() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace().to_owned();
+    let user = User::named("rookie");
+    let kubeconfig = control_plane.kubeconfig_at(&control_plane.url(), &namespace, user);
+    let run = || {
+        world
+            .invocation()
+            .args(["--lease", LEASE, "-q", "--no-wait", "--kubeconfig"])
+            .args([&kubeconfig])
+            .args(["--", "true"])
+            .run()
+    };
+    let rule = "apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: [demo], \
+                verbs: [get, create, update, watch]";
+    assert_refused(&run(), 77, &["rookie", &namespace, rule]);
+
+    // Exactly the rule that the message names.
+    control_plane.grant(&namespace, "rookie", &["get", "create", "update", "watch"]);
+    // The authorizer sees new roles a moment later.
+    wait_until("the new right arrives", LIMIT, || {
+        (run().status.code() == Some(0)).then_some(())
+    });
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn without_the_right_to_watch_a_standby_polls_and_says_so() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace().to_owned();
+    control_plane.grant(&namespace, "poller", &["get", "create", "update"]);
+    let holder = world.witness("15s").start();
+    world.wait_for_starts(1);
+    let kubeconfig =
+        control_plane.kubeconfig_at(&control_plane.url(), &namespace, User::named("poller"));
+    let poller = world
+        .invocation()
+        .args(["--lease", LEASE, "--lease-duration", "3s", "--kubeconfig"])
+        .args([&kubeconfig])
+        .args(["--", "echo", "polled"])
+        .start();
+    poller.wait_until_it_says("polling instead of watching");
+    holder.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(poller.wait().assert_code(0).stdout(), "polled\n");
+}
+
+#[test]
+fn a_missing_or_terminating_namespace_is_78() {
+    let world = World::on_files();
+    let control_plane = ControlPlane::shared();
+    let run = |namespace: &str| {
+        let kubeconfig = control_plane.kubeconfig(User::Admin);
+        world
+            .invocation()
+            .args(["--lease", LEASE, "-q", "-n", namespace, "--kubeconfig"])
+            .args([&kubeconfig])
+            .args(["--", "true"])
+            .run()
+    };
+    assert_refused(&run("nowhere"), 78, &["nowhere"]);
+    control_plane.create_namespace("going");
+    // Nobody ends the namespace here: there is no namespace controller, so it stays terminating.
+    let (status, _) = control_plane.raw(Method::DELETE, "/api/v1/namespaces/going", None);
+    assert_eq!(status, 200);
+    assert_refused(&run("going"), 78, &["going", "being deleted"]);
+}
+
+#[test]
+fn a_lease_that_must_exist_is_78_when_it_does_not() {
+    for world in [World::on_files(), World::on_kubernetes()] {
+        let run = || {
+            world
+                .lease_exec()
+                .args(["-q", "--create", "never"])
+                .command(["true"])
+                .run()
+        };
+        assert_refused(&run(), 78, &["does not exist", "--create=never"]);
+        assert!(world.lease().is_none());
+        world.lease_exec().command(["true"]).run().assert_code(0);
+        run().assert_code(0);
+    }
+}
