@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    Action, Event, Next, NotStarted, Reply, Report, Term,
-    outbox::{Acquires, Attempt, Outbox, Pending, Timer},
+    Action, Event, Next, NotStarted, Report, Term,
+    outbox::{Acquires, Outbox, Timer},
     waiting::Waiting,
 };
 use crate::{
     clock::{Instant, Now, WallTime},
     exit::Exit,
     lease::{Claim, Identity, Record, Version},
-    store::{Change, Failure, FailureKind, Outcome},
 };
 
 /// How often a release is tried. It costs at most as many request timeouts, while whoever stops us
@@ -20,6 +19,8 @@ const RELEASES: u32 = 3;
 
 /// client-go's value for a released lease: the API refuses 0.
 const RELEASED_DURATION: Duration = Duration::from_secs(1);
+
+mod news;
 
 #[derive(Debug)]
 pub(super) struct Holding {
@@ -404,235 +405,7 @@ impl Holding {
         Next::Over
     }
 
-    // === Answers ===
-
-    fn on_reply(&mut self, outbox: &mut Outbox, now: Now, reply: Reply) {
-        match (outbox.answered(), reply) {
-            (Some(Pending::Write(_, attempt)), Reply::Written(result))
-                if self.phase == Phase::Gone =>
-            {
-                self.on_release_reply(outbox, now.at, attempt, result);
-            }
-            (Some(Pending::Write(_, attempt)), Reply::Written(Ok(Outcome::Written(claim)))) => {
-                self.conflicts = 0;
-                if claim.version < self.seen {
-                    // Something newer was seen: read back what became of our write.
-                    self.doubt = true;
-                    self.renewal = at_once(now.at);
-                } else {
-                    self.renewed(outbox, attempt, claim);
-                }
-            }
-            (Some(Pending::Write(..)), Reply::Written(Ok(Outcome::Conflict))) => {
-                self.conflicts += 1;
-                self.doubt = true;
-                self.renewal = if self.conflicts == 1 {
-                    at_once(now.at)
-                } else {
-                    soon(outbox, now.at, None)
-                };
-            }
-            (Some(Pending::Write(_, attempt)), Reply::Written(Err(failure))) => {
-                match failure.kind {
-                    FailureKind::Unreachable | FailureKind::Malformed => self.doubt = true,
-                    FailureKind::Unauthorized
-                    | FailureKind::Forbidden
-                    | FailureKind::NoNamespace
-                    | FailureKind::Misconfigured => outbox.settle(attempt),
-                }
-                self.on_failure(outbox, now.at, attempt.sent, failure);
-            }
-            (Some(Pending::Read(_)), Reply::Read(Ok(claim))) => self.on_read(outbox, now.at, claim),
-            (Some(Pending::Read(_)), Reply::Read(Err(failure))) => {
-                if failure.kind == FailureKind::Malformed {
-                    self.lose(outbox, now.at, failure.message);
-                } else {
-                    self.on_failure(outbox, now.at, now.at, failure);
-                }
-            }
-            // No request was under way, or an answer of the wrong kind: as good as none.
-            (None | Some(Pending::Read(_) | Pending::Write(..)), _) => {}
-        }
-    }
-
-    /// A write of ours is known to have been carried out: the term counts from its send.
-    fn renewed(&mut self, outbox: &mut Outbox, attempt: Attempt, claim: Claim) {
-        outbox.settle_all();
-        self.sent = attempt.sent;
-        self.stamp = claim.record.renew_time;
-        self.seen = claim.version.clone();
-        self.claim = claim;
-        self.doubt = false;
-        self.renewal = Timer {
-            since: attempt.sent,
-            after: outbox.settings.timing.retry_period,
-        };
-        if self.failing {
-            self.failing = false;
-            outbox.report(Report::Renewed);
-        }
-        if self.phase == Phase::Running && self.lost.is_none() {
-            let kill_deadline = self.kill_deadline(outbox);
-            outbox.act(Action::Extend {
-                sent: self.sent,
-                kill_deadline,
-            });
-        }
-    }
-
-    fn on_read(&mut self, outbox: &mut Outbox, now: Instant, claim: Option<Claim>) {
-        self.doubt = false;
-        let Some(claim) = claim else {
-            return self.lose(outbox, now, "the lease was deleted".to_owned());
-        };
-        if claim.uid != self.claim.uid {
-            return self.lose(
-                outbox,
-                now,
-                "the lease was deleted and made again".to_owned(),
-            );
-        }
-        if claim.record.holder.is_none() && self.phase == Phase::Gone {
-            // The release of unknown fate was carried out.
-            return self.released(outbox);
-        }
-        if claim.record.holder.as_ref() != Some(&outbox.settings.identity) {
-            return self.lose(outbox, now, taken(&claim));
-        }
-        if claim.version < self.claim.version {
-            let message =
-                "the lease went back to an older version: was a backup restored?".to_owned();
-            return self.lose(outbox, now, message);
-        }
-        if let Some(attempt) = outbox.attempt_behind(&claim) {
-            self.renewed(outbox, attempt, claim);
-            if self.phase == Phase::Gone {
-                self.renewal = at_once(now);
-            }
-        } else {
-            // Unchanged, or edited by somebody who left us in place. Others count from the edit,
-            // which is later than we do; but they count by the record's duration.
-            self.seen = self.seen.clone().max(claim.version.clone());
-            let shorter = claim.record.duration < self.claim.record.duration;
-            self.claim = claim;
-            if shorter && self.phase == Phase::Running && self.lost.is_none() {
-                let kill_deadline = self.kill_deadline(outbox);
-                outbox.act(Action::Extend {
-                    sent: self.sent,
-                    kill_deadline,
-                });
-            }
-            self.renewal = at_once(now);
-        }
-    }
-
-    fn on_failure(&mut self, outbox: &mut Outbox, now: Instant, since: Instant, failure: Failure) {
-        let left = self
-            .renew_deadline(outbox)
-            .saturating_sub(now.held_since(self.sent));
-        // The server's wish counts only if another attempt and a spare one fit in after it.
-        let spare = outbox.settings.timing.request_timeout * 2;
-        let wish = failure
-            .retry_after
-            .filter(|wish| wish.saturating_add(spare) < left);
-        self.renewal = match wish {
-            Some(_) => soon(outbox, now, wish),
-            None => soon(outbox, since, None),
-        };
-        if !self.failing && self.phase != Phase::Gone {
-            self.failing = true;
-            outbox.report(Report::RenewFailed {
-                message: failure.message,
-                left,
-            });
-        }
-    }
-
-    fn on_release_reply(
-        &mut self,
-        outbox: &mut Outbox,
-        now: Instant,
-        attempt: Attempt,
-        result: Result<Outcome, Failure>,
-    ) {
-        match result {
-            Ok(Outcome::Written(claim)) if claim.record.holder.is_none() => self.released(outbox),
-            // The last renewal, sent before the tree was gone.
-            Ok(Outcome::Written(claim)) => {
-                self.renewed(outbox, attempt, claim);
-                self.renewal = at_once(now);
-            }
-            Ok(Outcome::Conflict) => self.doubt = true,
-            Err(failure) if failure.kind == FailureKind::Unreachable => {
-                self.doubt = true;
-                self.renewal = soon(outbox, attempt.sent, None);
-            }
-            Err(failure) => {
-                outbox.report(Report::NotReleased(failure.message));
-                self.release = Release::Settled;
-            }
-        }
-    }
-
-    fn released(&mut self, outbox: &mut Outbox) {
-        outbox.report(Report::Released);
-        self.release = Release::Settled;
-    }
-
-    // === Loss and the end ===
-
-    fn on_change(&mut self, outbox: &mut Outbox, now: Instant, change: Change) {
-        outbox.note(now, &change);
-        let (Change::Written(claim) | Change::Deleted(claim)) = &change else {
-            return;
-        };
-        // Late or doubled, or about our own release.
-        if claim.version <= self.seen || self.phase == Phase::Gone {
-            return;
-        }
-        let deleted = matches!(change, Change::Deleted(_));
-        if deleted && claim.uid == self.claim.uid {
-            self.lose(outbox, now, "the lease was deleted".to_owned());
-        } else if claim.uid != self.claim.uid {
-            self.lose(
-                outbox,
-                now,
-                "the lease was deleted and made again".to_owned(),
-            );
-        } else if claim.record.holder.as_ref() != Some(&outbox.settings.identity) {
-            self.lose(outbox, now, taken(claim));
-        } else {
-            // Our own write, or an edit that leaves us in place: no reason to stop, and an event
-            // never prolongs a term.
-            self.seen = claim.version.clone();
-        }
-    }
-
-    /// The lease was seen in other hands: kill now, without grace.
-    fn lose(&mut self, outbox: &mut Outbox, now: Instant, message: String) {
-        if !self.may_write() {
-            return;
-        }
-        match self.phase {
-            Phase::Gone => {
-                // Nothing runs; there is just nothing to release.
-                outbox.report(Report::NotReleased(message));
-                self.release = Release::Settled;
-            }
-            Phase::Running | Phase::Preparing { .. } => {
-                outbox.report(Report::Lost(message));
-                let at = self.lost.map_or(now, |lost| lost.at);
-                self.lost = Some(Lost {
-                    at,
-                    by_evidence: true,
-                });
-                if self.phase == Phase::Running {
-                    self.killed = true;
-                    outbox.act(Action::Kill);
-                }
-            }
-        }
-    }
+    // === What the guard and others say ===
 
     fn on_signal(&mut self, outbox: &Outbox, now: Instant, signal: i32, ends: bool) {
         if !ends {
@@ -663,26 +436,9 @@ impl Holding {
     }
 }
 
-fn taken(claim: &Claim) -> String {
-    match &claim.record.holder {
-        Some(holder) => format!("{holder} holds the lease"),
-        None => "somebody emptied the lease".to_owned(),
-    }
-}
-
 fn at_once(now: Instant) -> Timer {
     Timer {
         since: now,
         after: Duration::ZERO,
-    }
-}
-
-/// The pace of a holder in trouble: half a retry period after the last attempt was sent, so that a
-/// server that refuses at once is not hammered and one that hangs costs no further wait.
-fn soon(outbox: &Outbox, since: Instant, wish: Option<Duration>) -> Timer {
-    let after = outbox.settings.timing.retry_period / 2;
-    Timer {
-        since,
-        after: wish.unwrap_or(after),
     }
 }

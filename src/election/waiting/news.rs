@@ -1,0 +1,296 @@
+//! What the store tells a candidate: answers to its requests, and the watch's events.
+
+use std::time::Duration;
+
+use super::{CONFLICTS, Held, Known, Reading, UNAUTHORIZED, Waiting};
+use crate::{
+    clock::{Instant, Now},
+    election::{
+        Create, Reply, Report,
+        holding::Holding,
+        outbox::{Attempt, Outbox, Pending, Timer},
+    },
+    exit::Exit,
+    lease::Claim,
+    store::{Change, Failure, FailureKind, Outcome},
+};
+
+impl Waiting {
+    // === Answers ===
+
+    pub(super) fn on_reply(
+        &mut self,
+        outbox: &mut Outbox,
+        now: Now,
+        reply: Reply,
+    ) -> Option<Box<Holding>> {
+        match (outbox.answered()?, reply) {
+            (Pending::Read(_), Reply::Read(Ok(claim))) => {
+                self.note_success(outbox);
+                self.on_read(outbox, now, claim)
+            }
+            (Pending::Write(_, attempt), Reply::Written(Ok(Outcome::Written(claim)))) => {
+                self.note_success(outbox);
+                let newer = self.seen.as_ref().is_some_and(|seen| *seen > claim.version);
+                // Something newer than our success was seen: read back what became of it.
+                if newer {
+                    None
+                } else {
+                    Some(self.acquired(outbox, now, attempt, claim))
+                }
+            }
+            (Pending::Write(..), Reply::Written(Ok(Outcome::Conflict))) => {
+                self.note_success(outbox);
+                self.conflicts += 1;
+                if self.conflicts > 1 {
+                    let after = outbox.retry_period();
+                    self.reading = Reading::First(Some(Timer {
+                        since: now.at,
+                        after,
+                    }));
+                }
+                None
+            }
+            (Pending::Write(_, attempt), Reply::Written(Err(failure))) => {
+                if failure.kind != FailureKind::Unreachable {
+                    outbox.settle(attempt);
+                }
+                self.on_failure(outbox, now, failure);
+                None
+            }
+            (Pending::Read(_), Reply::Read(Err(failure))) => {
+                if self.leaving.is_some() {
+                    outbox.settle_all();
+                }
+                self.on_failure(outbox, now, failure);
+                None
+            }
+            // An answer of the wrong kind: the driver's defect, as good as none.
+            (Pending::Read(_), Reply::Written(_)) | (Pending::Write(..), Reply::Read(_)) => None,
+        }
+    }
+
+    fn on_read(
+        &mut self,
+        outbox: &mut Outbox,
+        now: Now,
+        claim: Option<Claim>,
+    ) -> Option<Box<Holding>> {
+        let ours = claim
+            .as_ref()
+            .and_then(|claim| outbox.attempt_behind(claim));
+        if let (Some(attempt), Some(claim)) = (ours, &claim) {
+            return Some(self.acquired(outbox, now, attempt, claim.clone()));
+        }
+        if self.leaving.is_some() {
+            outbox.settle_all();
+        }
+        match claim {
+            None => {
+                self.known = Known::Absent;
+                self.object = None;
+            }
+            Some(claim) => {
+                let aged = is_aged(outbox, &claim);
+                self.learn(outbox, now.at, claim, aged);
+            }
+        }
+        if self.conflicts >= CONFLICTS && outbox.settings.wait == Some(Duration::ZERO) {
+            let message = "other candidates were quicker each time".to_owned();
+            self.leave(outbox.settings.conflict, Some(message));
+        }
+        if outbox.watch_is_refused() {
+            let after = outbox.retry_period();
+            self.reading = Reading::At(Timer {
+                since: now.at,
+                after,
+            });
+        }
+        None
+    }
+
+    fn on_failure(&mut self, outbox: &mut Outbox, now: Now, failure: Failure) {
+        let once = outbox.settings.wait == Some(Duration::ZERO);
+        let message = Some(failure.message.clone());
+        match failure.kind {
+            FailureKind::Forbidden => return self.leave(Exit::Forbidden, message),
+            FailureKind::NoNamespace | FailureKind::Malformed | FailureKind::Misconfigured => {
+                return self.leave(Exit::Configuration, message);
+            }
+            FailureKind::Unauthorized => {
+                self.unauthorized += 1;
+                if once || self.unauthorized >= UNAUTHORIZED {
+                    return self.leave(Exit::Configuration, message);
+                }
+            }
+            FailureKind::Unreachable if once && !outbox.is_in_doubt() => {
+                return self.leave(Exit::Unreachable, message);
+            }
+            FailureKind::Unreachable if once && self.trouble.is_some() => {
+                // The look at what became of our write failed as well.
+                return self.leave(Exit::Unreachable, message);
+            }
+            FailureKind::Unreachable => {}
+        }
+        if !outbox.in_trouble {
+            outbox.in_trouble = true;
+            outbox.report(Report::Unreachable(failure.message.clone()));
+        }
+        self.trouble = message;
+        self.reading = Reading::First(if once {
+            None
+        } else {
+            let timing = outbox.settings.timing;
+            let wish = failure
+                .retry_after
+                .unwrap_or_default()
+                .min(timing.lease_duration);
+            Some(outbox.since_last_request(now.at, wish))
+        });
+    }
+
+    fn note_success(&mut self, outbox: &mut Outbox) {
+        self.trouble = None;
+        self.unauthorized = 0;
+        if outbox.in_trouble {
+            outbox.in_trouble = false;
+            outbox.report(Report::Reachable);
+        }
+    }
+
+    fn acquired(
+        &mut self,
+        outbox: &mut Outbox,
+        now: Now,
+        attempt: Attempt,
+        claim: Claim,
+    ) -> Box<Holding> {
+        outbox.settle_all();
+        let seen_since = match &self.object {
+            Some((uid, since)) if *uid == claim.uid => *since,
+            _ => now.at,
+        };
+        let taken_from = match &self.known {
+            Known::Held(held) => held.claim.record.holder.clone(),
+            Known::Nothing | Known::Absent | Known::Free(_) => None,
+        };
+        let quarantine = quarantine(outbox, now.at, seen_since, &claim);
+        let leaving = self
+            .leaving
+            .take()
+            .map(|leaving| (leaving.exit, leaving.message));
+        let mut holding = Holding::new(outbox, self.started, attempt.sent, claim);
+        holding.quarantine(now.at, quarantine);
+        holding.announce(outbox, taken_from);
+        if let Some((exit, message)) = leaving {
+            holding.abandon(now.at, exit, message);
+        }
+        Box::new(holding)
+    }
+
+    // === The watch ===
+
+    pub(super) fn on_change(&mut self, outbox: &mut Outbox, now: Now, change: Change) {
+        if outbox.note(now.at, &change) {
+            let after = outbox
+                .next_watch(now.at)
+                .unwrap_or_else(|| outbox.retry_period());
+            if matches!(self.reading, Reading::No) {
+                self.reading = Reading::At(Timer {
+                    since: now.at,
+                    after,
+                });
+            }
+        }
+        let (Change::Written(claim) | Change::Deleted(claim)) = &change else {
+            return;
+        };
+        // A late or doubled event: what is newer counts.
+        if self
+            .seen
+            .as_ref()
+            .is_some_and(|seen| *seen >= claim.version)
+        {
+            return;
+        }
+        if claim.record.holder.as_ref() == Some(&outbox.settings.identity) {
+            // Our own write's event. Only an answer to us can start a term.
+            self.seen = Some(claim.version.clone());
+            return;
+        }
+        match change {
+            Change::Written(claim) => self.learn(outbox, now.at, claim, false),
+            Change::Deleted(claim) => {
+                self.seen = Some(claim.version);
+                self.known = Known::Absent;
+                self.object = None;
+            }
+            Change::Ended(_) | Change::Refused(_) => {}
+        }
+    }
+
+    /// Takes in what is stored. A version that was known already keeps the moment at which it was
+    /// first seen.
+    fn learn(&mut self, outbox: &mut Outbox, now: Instant, claim: Claim, aged: bool) {
+        self.seen = Some(claim.version.clone());
+        match &self.object {
+            Some((uid, _)) if *uid == claim.uid => {}
+            _ => self.object = Some((claim.uid.clone(), now)),
+        }
+        let Some(holder) = claim.record.holder.clone() else {
+            self.known = Known::Free(claim);
+            return;
+        };
+        let since = match &self.known {
+            Known::Held(held)
+                if held.claim.version == claim.version && held.claim.uid == claim.uid =>
+            {
+                held.since
+            }
+            _ => now,
+        };
+        let duration = claim
+            .record
+            .duration
+            .unwrap_or(outbox.settings.timing.lease_duration);
+        if self.told.as_ref() != Some(&holder) && !aged {
+            self.told = Some(holder.clone());
+            outbox.report(Report::HeldBy { holder, duration });
+        }
+        self.known = Known::Held(Held {
+            claim,
+            since,
+            duration,
+            aged,
+        });
+    }
+}
+
+/// Whether the store's own clock says that the record has run out: its age, by the store, is at
+/// least the duration written in it and the skew that the clocks of several servers may have.
+fn is_aged(outbox: &Outbox, claim: &Claim) -> bool {
+    let Some((skew, age)) = outbox.settings.server_clock_skew.zip(claim.written_ago) else {
+        return false;
+    };
+    let duration = claim
+        .record
+        .duration
+        .unwrap_or(outbox.settings.timing.lease_duration);
+    age >= duration.saturating_add(skew)
+}
+
+/// How long the command must still wait because the object is young. The wait belongs to the
+/// object, not to its creator, so that it is not lost when the lease changes hands meanwhile.
+fn quarantine(outbox: &Outbox, now: Instant, seen_since: Instant, claim: &Claim) -> Duration {
+    if outbox.settings.create != Create::Quarantine {
+        return Duration::ZERO;
+    }
+    let duration = outbox.settings.timing.lease_duration;
+    // Two clocks that may each err by one in a thousand.
+    let needed = duration + duration / 500;
+    let by_own_clock = needed.saturating_sub(now.observed_since(seen_since));
+    match outbox.settings.server_clock_skew.zip(claim.created_ago) {
+        None => by_own_clock,
+        Some((skew, age)) => by_own_clock.min(needed.saturating_add(skew).saturating_sub(age)),
+    }
+}
