@@ -8,7 +8,7 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    clock::{Instant, Now, WallTime},
+    clock::{Instant, Now},
     exit::Exit,
     lease::{Claim, Identity, Record, Version},
 };
@@ -29,8 +29,6 @@ pub(super) struct Holding {
     started: Instant,
     /// What is stored, as far as we know: our last good write, or somebody's edit of it.
     claim: Claim,
-    /// The stamp of our last good write.
-    stamp: Option<WallTime>,
     /// Just before our last good write was sent: the term counts from here.
     sent: Instant,
     /// The version of the write that acquired.
@@ -91,7 +89,6 @@ impl Holding {
     pub(super) fn new(outbox: &Outbox, started: Instant, sent: Instant, claim: Claim) -> Self {
         Self {
             started,
-            stamp: claim.record.renew_time,
             sent,
             token: claim.version.clone(),
             seen: claim.version.clone(),
@@ -189,6 +186,8 @@ impl Holding {
                 }
             }
         }
+        // The news may have brought a deadline forward.
+        self.check_deadlines(outbox, now.at);
         self.plan(outbox, now)
     }
 

@@ -16,8 +16,7 @@ use crate::{
 /// time, so this is time for a rotation to arrive.
 const UNAUTHORIZED: u32 = 3;
 
-/// How many conflicts in a row one attempt (`--no-wait`) bears before it counts as held: each means
-/// that somebody else was quicker.
+/// How many conflicts over one and the same version one attempt (`--no-wait`) bears.
 const CONFLICTS: u32 = 3;
 
 /// `leaseTransitions` is an int32 in the API.
@@ -35,6 +34,8 @@ pub(super) struct Waiting {
     object: Option<(Uid, Instant)>,
     reading: Reading,
     leaving: Option<Leaving>,
+    /// Conflicts in a row although nobody has changed what is stored. One may be the echo of a
+    /// write of our own; more are no race that somebody else has won.
     conflicts: u32,
     unauthorized: u32,
     /// Why the last attempt failed, if it did.

@@ -1,5 +1,7 @@
 //! A real client-go elector on the same lease: kube-scheduler.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -65,10 +67,19 @@ fn we_wait_for_client_go_and_take_over_when_it_stops_renewing() {
     });
     let standby = world.witness("5s").start();
     standby.wait_until_it_says("somebody else holds the lease");
-    for _ in 0..6 {
+    // Longer than the duration and the skew that servers' clocks may have, so that nothing but its
+    // renewals shows that it lives: also to a newcomer.
+    let started = Instant::now();
+    while started.elapsed() < ElectionTimes::SHORT.lease_duration + Duration::from_secs(7) {
         world.wait_for_renewal();
         assert!(world.log().runs.is_empty(), "we ran beside client-go");
     }
+    let newcomer = world
+        .lease_exec()
+        .args(["--no-wait"])
+        .command(["true"])
+        .run();
+    newcomer.assert_code(75);
     scheduler.stop();
     world.wait_for_starts(1);
     // Thawed, it finds itself deposed, and ends as client-go's electors do.

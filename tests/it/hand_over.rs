@@ -1,6 +1,6 @@
 //! Several instances on one lease: one runs, and the next starts when it ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -198,6 +198,26 @@ fn after_a_crash_runs_of_one_attempt_get_in_though_none_of_them_waits() {
                 _ => panic!("{run:?}"),
             }
         });
+    }
+}
+
+#[test]
+fn a_holder_that_renews_never_looks_dead_to_a_newcomer() {
+    for world in [World::on_files(), World::on_kubernetes()] {
+        let _holder = world.witness("1s").start();
+        world.wait_for_starts(1);
+        // Longer than the duration and the skew that servers' clocks may have.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(8) {
+            world.wait_for_renewal();
+        }
+        let newcomer = world
+            .lease_exec()
+            .args(["--no-wait"])
+            .command(["true"])
+            .run();
+        newcomer.assert_code(75);
+        world.log().assert_exclusive();
     }
 }
 

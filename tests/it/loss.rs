@@ -13,7 +13,7 @@ fn a_foreign_holder_kills_the_command_within_a_second_on_files() {
 }
 
 #[test]
-fn a_foreign_holder_kills_the_command_within_a_second_on_kubernetes() {
+fn a_foreign_holder_written_with_kubectl_kills_the_command_within_a_second() {
     a_foreign_holder_kills_the_command_within_a_second(&World::on_kubernetes());
 }
 

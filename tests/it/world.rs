@@ -235,9 +235,34 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Writes a foreign holder over whoever holds the lease.
+    /// Writes a foreign holder over whoever holds the lease, and returns what is then stored.
     pub(crate) fn steal(&self, holder: &str) -> Value {
-        self.edit(|lease| lease["spec"]["holderIdentity"] = json!(holder))
+        let Place::Kube {
+            control_plane,
+            namespace,
+            ..
+        } = &self.place
+        else {
+            return self.edit(|lease| lease["spec"]["holderIdentity"] = json!(holder));
+        };
+        let patch = json!({"spec": {"holderIdentity": holder}}).to_string();
+        let output = control_plane.kubectl(
+            &[
+                "patch",
+                "lease",
+                LEASE,
+                "-n",
+                namespace,
+                "--type=merge",
+                "-o",
+                "json",
+                "-p",
+                &patch,
+            ],
+            "",
+        );
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("kubectl prints JSON")
     }
 
     /// Deletes the lease.

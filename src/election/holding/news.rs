@@ -69,7 +69,6 @@ impl Holding {
     fn renewed(&mut self, outbox: &mut Outbox, attempt: Attempt, claim: Claim) {
         outbox.settle_all();
         self.sent = attempt.sent;
-        self.stamp = claim.record.renew_time;
         self.seen = claim.version.clone();
         self.claim = claim;
         self.doubt = false;

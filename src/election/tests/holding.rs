@@ -244,6 +244,20 @@ fn a_duration_that_somebody_shortened_counts_from_our_last_write() {
 }
 
 #[test]
+fn a_duration_that_somebody_removed_is_a_loss_because_others_see_it_run_out() {
+    let mut bench = Bench::running(settings());
+    let record = bench.stored.clone().expect("stored").record;
+    bench.store(Record {
+        duration: None,
+        ..record
+    });
+    bench.pass(seconds(2.0));
+    bench.reply();
+    bench.reply();
+    assert_eq!(bench.kills(), 1);
+}
+
+#[test]
 fn a_version_that_goes_back_is_a_loss() {
     let mut bench = Bench::running(settings());
     bench.pass(seconds(2.0));

@@ -435,6 +435,41 @@ fn a_released_old_lease_needs_no_quarantine() {
 }
 
 #[test]
+fn a_race_that_was_lost_slows_down_no_later_one() {
+    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    for round in 0..5 {
+        bench.store(Record::default());
+        bench.notice();
+        assert!(bench.is_writing(), "round {round}");
+        bench.store(held_by(&format!("other_{round}")));
+        bench.reply();
+        assert!(bench.is_reading(), "round {round}: waits after a race");
+        bench.settle();
+    }
+    assert_eq!(bench.starts(), 0);
+}
+
+#[test]
+fn conflicts_without_a_winner_are_not_repeated_at_full_speed() {
+    let mut bench = Bench::holding_what(settings(), |bench| bench.store(Record::default()));
+    let mut writes = 0;
+    let start = bench.now.at;
+    while bench.now.at.held_since(start) < seconds(20.0) {
+        if let Some(Action::Write(id, _)) = bench.request.clone() {
+            writes += 1;
+            bench.request = None;
+            bench.event(Event::Reply(id, Reply::Written(Ok(Outcome::Conflict))));
+        } else if bench.is_reading() {
+            bench.reply();
+        } else {
+            bench.pass(seconds(0.1));
+        }
+    }
+    assert!((3..=12).contains(&writes), "{writes} writes in 20 s");
+}
+
+#[test]
 fn a_late_success_after_a_deletion_starts_nothing() {
     let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
     bench.settle();

@@ -96,7 +96,8 @@ impl Waiting {
             }
         }
         if self.conflicts >= CONFLICTS && outbox.settings.wait == Some(Duration::ZERO) {
-            let message = "other candidates were quicker each time".to_owned();
+            let message =
+                "the lease is free, but each attempt to take it meets a conflict".to_owned();
             self.leave(outbox.settings.conflict, Some(message));
         }
         if outbox.watch_is_refused() {
@@ -232,6 +233,9 @@ impl Waiting {
     /// Takes in what is stored. A version that was known already keeps the moment at which it was
     /// first seen.
     fn learn(&mut self, outbox: &mut Outbox, now: Instant, claim: Claim, aged: bool) {
+        if self.seen.as_ref() != Some(&claim.version) {
+            self.conflicts = 0;
+        }
         self.seen = Some(claim.version.clone());
         match &self.object {
             Some((uid, _)) if *uid == claim.uid => {}
