@@ -6,7 +6,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
     ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum,
-    builder::FalseyValueParser, parser::ValueSource,
+    builder::BoolishValueParser, parser::ValueSource,
 };
 
 use crate::{
@@ -114,7 +114,7 @@ struct Args {
     wait: Option<Duration>,
 
     /// Make one attempt to acquire
-    #[arg(long, env = "LEASE_EXEC_NO_WAIT", value_parser = FalseyValueParser::new(), help_heading = "Waiting")]
+    #[arg(long, env = "LEASE_EXEC_NO_WAIT", value_parser = BoolishValueParser::new(), help_heading = "Waiting")]
     no_wait: bool,
 
     /// The exit code when somebody else holds the Lease
@@ -174,7 +174,7 @@ struct Args {
     verbose: u8,
 
     /// Say only what went wrong
-    #[arg(short, long, env = "LEASE_EXEC_QUIET", value_parser = FalseyValueParser::new(), help_heading = "Messages")]
+    #[arg(short, long, env = "LEASE_EXEC_QUIET", value_parser = BoolishValueParser::new(), help_heading = "Messages")]
     quiet: bool,
 
     /// The command and its arguments, verbatim; no shell
@@ -188,10 +188,11 @@ LEASE_TRANSITIONS, LEASE_UID, and LEASE_FENCING_TOKEN, a number that is constant
 holds the Lease and larger for every later one.
 
 Examples:
-  Run a migration in one of many replicas, and fail the others at once:
-    lease-exec --lease migrate --no-wait -- ./migrate up
-  A cron job that is a success where somebody else runs it already:
-    lease-exec -l nightly --no-wait -E 0 -- ./nightly.sh
+  Run a migration in one replica at a time, each after the other:
+    lease-exec --lease migrate -- ./migrate up
+  A cron job that is a success where somebody else runs it (a crashed holder's
+  Lease runs out in 15s, so wait a little longer than that):
+    lease-exec -l nightly --wait 20s -E 0 -- ./nightly.sh
   A container's entrypoint, one replica active and the others on standby:
     ENTRYPOINT [\"/lease-exec\", \"--lease\", \"worker\", \"--\"]
   With no cluster at all:
@@ -328,7 +329,9 @@ impl Config {
     fn new(args: Args, matches: &ArgMatches) -> Result<Self, UsageError> {
         let (namespace, name) = lease_name(&args, matches)?;
         if args.command.is_empty() {
-            return refuse("no command is given: lease-exec --lease NAME -- COMMAND [ARGS...]");
+            return refuse(
+                "no command is given: lease-exec --lease NAME -- COMMAND [ARGS...] (see lease-exec --help)",
+            );
         }
         let timing = Timing::new(Requested {
             lease_duration: args.lease_duration,
@@ -353,13 +356,7 @@ impl Config {
             timing: timing.map_err(|error| UsageError(error.to_string()))?,
             server_clock_skew: server_clock_skew(&args.server_clock_skew)?,
             log_format: args.log_format,
-            verbosity: match (args.quiet, args.verbose) {
-                (true, 0) => Verbosity::Quiet,
-                (true, _) => return refuse("--quiet and --verbose exclude each other"),
-                (false, 0) => Verbosity::Normal,
-                (false, 1) => Verbosity::Verbose,
-                (false, _) => Verbosity::Trace,
-            },
+            verbosity: verbosity(&args, matches)?,
             command: args.command,
         })
     }
@@ -368,7 +365,9 @@ impl Config {
 /// Splits and checks the lease's name and namespace.
 fn lease_name(args: &Args, matches: &ArgMatches) -> Result<(Option<String>, String), UsageError> {
     let Some(lease) = &args.lease else {
-        return refuse("no lease is named: lease-exec --lease NAME -- COMMAND [ARGS...]");
+        return refuse(
+            "no lease is named: lease-exec --lease NAME -- COMMAND [ARGS...] (see lease-exec --help)",
+        );
     };
     let (prefix, name) = match lease.split_once('/') {
         Some((prefix, name)) => (Some(prefix.to_owned()), name),
@@ -498,6 +497,30 @@ fn wait(args: &Args, matches: &ArgMatches) -> Result<Option<Duration>, UsageErro
             (false, true) => Ok(wait),
             _ => refuse("--wait and --no-wait exclude each other"),
         },
+    }
+}
+
+fn verbosity(args: &Args, matches: &ArgMatches) -> Result<Verbosity, UsageError> {
+    let verbose = match args.verbose {
+        0 => Verbosity::Normal,
+        1 => Verbosity::Verbose,
+        _ => Verbosity::Trace,
+    };
+    if !args.quiet || args.verbose == 0 {
+        return Ok(if args.quiet {
+            Verbosity::Quiet
+        } else {
+            verbose
+        });
+    }
+    // A flag beats a variable.
+    match (
+        on_command_line(matches, "quiet"),
+        on_command_line(matches, "verbose"),
+    ) {
+        (true, false) => Ok(Verbosity::Quiet),
+        (false, true) => Ok(verbose),
+        _ => refuse("--quiet and --verbose exclude each other"),
     }
 }
 

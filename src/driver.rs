@@ -13,8 +13,9 @@
 use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
 
 use futures_util::future::{Either, pending};
+use nix::sys::signal::Signal;
 use tokio::{sync::mpsc, time};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info, trace, warn};
 
 use crate::{
     clock::Now,
@@ -106,7 +107,7 @@ impl<S: Store + 'static> Driver<S> {
             }
             let deadline = election.deadline(Now::read());
             let event = self.next_event(deadline).await;
-            debug!(?event, "event");
+            trace!(?event, "event");
             election.handle(Now::read(), event);
         }
     }
@@ -169,6 +170,7 @@ impl<S: Store + 'static> Driver<S> {
                 sent,
                 kill_deadline,
             } => {
+                debug!(lease = %self.lease, "renewed the lease");
                 self.supervisor.extend(Deadline {
                     sent,
                     kill_after: kill_deadline,
@@ -222,15 +224,20 @@ impl<S: Store + 'static> Driver<S> {
                 Some(Event::NotStarted(NotStarted::Refused(Exit::Internal)))
             }
             Said::Stopped(signal) => {
-                warn!(%lease, signal, "refused to stop the command: a stopped holder could not renew");
+                warn!(%lease, signal = %name_of(signal), "refused to stop the command: a stopped holder could not renew");
                 None
             }
             Said::Ended { status, at } => {
                 let exit = match status {
-                    Status::Exited(code) => Exit::Command(code),
-                    Status::Signalled(signal) => Exit::Signal(signal),
+                    Status::Exited(code) => {
+                        info!(%lease, code, "the command ended");
+                        Exit::Command(code)
+                    }
+                    Status::Signalled(signal) => {
+                        info!(%lease, signal = %name_of(signal), "a signal ended the command");
+                        Exit::Signal(signal)
+                    }
                 };
-                info!(%lease, code = exit.code(), "the command ended");
                 Some(Event::Ended { exit, at })
             }
             Said::Empty => Some(Event::TreeGone),
@@ -252,10 +259,11 @@ impl<S: Store + 'static> Driver<S> {
         let lease = &self.lease;
         match report {
             Report::HeldBy { holder, duration } => {
-                info!(%lease, %holder, ?duration, "waiting: somebody else holds the lease");
+                let duration = show(duration);
+                info!(%lease, %holder, %duration, "somebody else holds the lease");
             }
-            Report::Unreachable(message) => warn!(%lease, "can't reach the store: {message}"),
-            Report::Reachable => info!(%lease, "the store answers again"),
+            Report::Unreachable(message) => warn!(%lease, "can't get at the lease: {message}"),
+            Report::Reachable => info!(%lease, "can get at the lease again"),
             Report::Polling(message) => warn!(%lease, "polling instead of watching: {message}"),
             Report::Acquired {
                 token,
@@ -272,23 +280,44 @@ impl<S: Store + 'static> Driver<S> {
                 info!(%lease, %token, transitions, %holder, "acquired the lease, whose holder had let it run out");
             }
             Report::Quarantined(duration) => {
-                info!(%lease, ?duration, "the lease is young: waiting before the command starts");
+                let duration = show(duration);
+                info!(%lease, %duration, "the lease is young: waiting before the command starts");
             }
             Report::RenewFailed { message, left } => {
-                warn!(%lease, ?left, "failed to renew the lease: {message}");
+                let left = show(left);
+                warn!(%lease, terminate_in = %left, "failed to renew the lease: {message}");
             }
             Report::Renewed => info!(%lease, "renewed the lease again"),
-            Report::Lost(message) => error!(%lease, "lost the lease: {message}"),
+            Report::Lost { reason, grace } => {
+                let grace = show(grace);
+                error!(%lease, kill_in = %grace, "lost the lease: {reason}");
+            }
             Report::Killing => warn!(%lease, "killing the command's whole tree"),
             Report::Stuck(survivors) => {
                 error!(%lease, "the command's tree is not proven dead: {survivors}");
             }
             Report::Released => info!(%lease, "released the lease"),
-            Report::NotReleased(message) => {
-                warn!(%lease, "did not release the lease: {message}");
+            Report::NotReleased { message, left } => {
+                let left = show(left);
+                warn!(%lease, free_in = %left, "gave up releasing the lease: {message}");
             }
         }
     }
+}
+
+/// A signal as people know it.
+fn name_of(signal: i32) -> String {
+    match Signal::try_from(signal) {
+        Ok(signal) => signal.as_str().to_owned(),
+        // Real-time signals have no names.
+        Err(_) => signal.to_string(),
+    }
+}
+
+/// A duration as people read it: with two decimals, rounded down.
+fn show(duration: Duration) -> String {
+    let hundredths = duration.as_millis() / 10;
+    format!("{}.{:02}s", hundredths / 100, hundredths % 100)
 }
 
 /// The exit code for a command that can't be executed.

@@ -228,8 +228,13 @@ pub enum Report {
     },
     /// Renewing works again.
     Renewed,
-    /// Leadership is lost, for this one reason.
-    Lost(String),
+    /// Leadership is lost.
+    Lost {
+        /// For this one reason.
+        reason: String,
+        /// How long until SIGKILL; zero is now.
+        grace: Duration,
+    },
     /// The command outlived `--kill-after`, or the grace of a loss; it gets SIGKILL.
     Killing,
     /// The tree could not be proven dead.
@@ -237,7 +242,12 @@ pub enum Report {
     /// The lease is free again.
     Released,
     /// The lease could not be released; it runs out by itself.
-    NotReleased(String),
+    NotReleased {
+        /// Why.
+        message: String,
+        /// How long until others may take it, at the earliest.
+        left: Duration,
+    },
 }
 
 /// One candidate's election for one lease.

@@ -68,6 +68,7 @@ impl Log {
             LogFormat::Json => layer()
                 .json()
                 .flatten_event(true)
+                .with_target(false)
                 .with_writer(writer)
                 .boxed(),
         };
@@ -76,15 +77,16 @@ impl Log {
         Ok(Self { lines })
     }
 
-    /// Says how it ended, if there is something left to say, and waits until all is written, but
+    /// Says how it ended, unless the exit code is the command's, and waits until all is written, but
     /// not for long.
-    pub fn finish(self, ending: &Ending) {
-        if let Some(message) = &ending.message {
-            match ending.exit {
-                // What is to be expected is no error.
-                Exit::Conflict(_) => info!("{message}"),
-                _ => error!("{message}"),
-            }
+    pub fn finish(self, ending: &Ending, lease: &str) {
+        let code = ending.exit.code();
+        let message = ending.message.as_deref().unwrap_or("");
+        match ending.exit {
+            Exit::Command(_) | Exit::Signal(_) => {}
+            // What is to be expected is no error.
+            Exit::Conflict(_) => info!(%lease, "exiting with {code}: {message}"),
+            _ => error!(%lease, "exiting with {code}: {message}"),
         }
         let (done, written) = sync_channel(1);
         if self.lines.try_send(Line::Flush(done)).is_ok() {
@@ -95,8 +97,11 @@ impl Log {
 }
 
 /// The one error of a program that ends before its log has begun.
-pub fn error_line(message: &str) -> String {
-    format!("lease-exec: {message}")
+pub fn error_line(format: LogFormat, message: &str) -> String {
+    match format {
+        LogFormat::Text => format!("lease-exec: {message}"),
+        LogFormat::Json => serde_json::json!({ "level": "ERROR", "message": message }).to_string(),
+    }
 }
 
 fn targets(verbosity: Verbosity) -> Targets {

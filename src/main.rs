@@ -7,7 +7,7 @@ use std::{env, io::Write, process::ExitCode};
 
 use anyhow::Context;
 use lease_exec::{
-    cli::{self, Config, Place, Request},
+    cli::{self, Config, LogFormat, Place, Request},
     driver::{self, Ending, Parts},
     election::Settings,
     exit::Exit,
@@ -26,26 +26,27 @@ use uuid::Uuid;
 fn main() -> ExitCode {
     let request = match cli::parse(env::args_os()) {
         Ok(request) => request,
-        Err(error) => return fail(Exit::Usage, &error.to_string()),
+        Err(error) => return fail(LogFormat::Text, Exit::Usage, &error.to_string()),
     };
     let config = match request {
         Request::Run(config) => config,
         Request::Print(text) => return print(&text),
     };
+    let format = config.log_format;
     let mut above = Above::Caller;
     let ending = run(*config, &mut above);
     let ending = ending.unwrap_or_else(|error| Ending::new(Exit::Internal, format!("{error:#}")));
     match (ending.exit, ending.message) {
         (Exit::Signal(signal), None) => signals::die_of(signal, above),
         (exit, None) => ExitCode::from(exit.code()),
-        (exit, Some(message)) => fail(exit, &message),
+        (exit, Some(message)) => fail(format, exit, &message),
     }
 }
 
 /// Prints why nothing was run.
-fn fail(exit: Exit, message: &str) -> ExitCode {
+fn fail(format: LogFormat, exit: Exit, message: &str) -> ExitCode {
     // Nobody may be listening, and there is nobody else to tell.
-    let _ = writeln!(std::io::stderr(), "{}", log::error_line(message));
+    let _ = writeln!(std::io::stderr(), "{}", log::error_line(format, message));
     ExitCode::from(exit.code())
 }
 
@@ -76,6 +77,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     };
     let settings = settings(&config)?;
     let lease = (namespace.clone(), config.name.clone());
+    let described = format!("{namespace}/{}", config.name);
 
     let options = Options {
         kill_budget: config.timing.kill_budget,
@@ -125,7 +127,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     });
     // A credential plugin or a file that hangs must not keep us.
     runtime.shutdown_background();
-    log.finish(&ending);
+    log.finish(&ending, &described);
     Ok(Ending {
         message: None,
         ..ending

@@ -13,9 +13,12 @@ use crate::{
     lease::{Claim, Identity, Record, Version},
 };
 
-/// How often a release is tried. It costs at most as many request timeouts, while whoever stops us
-/// waits; the lease runs out by itself after its duration.
-const RELEASES: u32 = 3;
+/// How long a release is tried, whatever the durations: whoever stops us waits for it, and the lease
+/// runs out by itself.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The most that lies between two attempts at a release.
+const RELEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// client-go's value for a released lease: the API refuses 0.
 const RELEASED_DURATION: Duration = Duration::from_secs(1);
@@ -41,9 +44,10 @@ pub(super) struct Holding {
     /// Read before the next write, because the fate of the last one is unknown.
     doubt: bool,
     conflicts: u32,
-    release: Release,
     /// Renewals fail, and the user was told.
     failing: bool,
+    /// Why the last request failed, if it did.
+    trouble: Option<String>,
     /// The command's own end.
     ended: Option<(Exit, Instant)>,
     lost: Option<Lost>,
@@ -66,13 +70,13 @@ enum Phase {
     /// The command was ordered to start, and its tree is not proven dead.
     Running,
     /// Nothing of the command runs any more; only the release is left.
-    Gone,
+    Gone(Release),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Release {
-    /// It was tried this often.
-    Due { tries: u32 },
+    /// It is tried until then.
+    Due { give_up: Timer },
     /// It has succeeded, or there is nothing to release.
     Settled,
 }
@@ -103,8 +107,8 @@ impl Holding {
             },
             doubt: false,
             conflicts: 0,
-            release: Release::Due { tries: 0 },
             failing: false,
+            trouble: None,
             ended: None,
             lost: None,
             kill_after: None,
@@ -137,15 +141,25 @@ impl Holding {
     }
 
     /// Ends without starting the command: only the release is left.
-    pub(super) fn abandon(&mut self, now: Instant, exit: Exit, message: Option<String>) {
-        self.gone(now);
+    pub(super) fn abandon(
+        &mut self,
+        outbox: &Outbox,
+        now: Instant,
+        exit: Exit,
+        message: Option<String>,
+    ) {
+        self.gone(outbox, now);
         self.verdict = Some((exit, message));
     }
 
     /// Nothing of the command runs any more: no renewal is sent from here on, and the release at
     /// once.
-    fn gone(&mut self, now: Instant) {
-        self.phase = Phase::Gone;
+    fn gone(&mut self, outbox: &Outbox, now: Instant) {
+        // Once the term has run out others may take the lease, and there is no hurry any more.
+        let left = self.left(outbox, now);
+        let after = left.max(RELEASE_PAUSE).min(RELEASE_LIMIT);
+        let give_up = Timer { since: now, after };
+        self.phase = Phase::Gone(Release::Due { give_up });
         self.renewal = at_once(now);
     }
 
@@ -157,15 +171,15 @@ impl Holding {
             Event::Changed(change) => self.on_change(outbox, now.at, change),
             Event::Signalled { signal, ends } => self.on_signal(outbox, now.at, signal, ends),
             Event::Ended { exit, at } => self.ended = Some((exit, at)),
-            Event::NotStarted(reason) => self.on_not_started(now.at, reason),
-            Event::TreeGone => self.gone(now.at),
+            Event::NotStarted(reason) => self.on_not_started(outbox, now.at, reason),
+            Event::TreeGone => self.gone(outbox, now.at),
             Event::TreeStuck { survivors } => {
                 self.stuck = true;
                 outbox.report(Report::Stuck(survivors));
             }
             Event::GuardDied { proven } => {
                 if proven {
-                    self.gone(now.at);
+                    self.gone(outbox, now.at);
                 } else {
                     self.stuck = true;
                 }
@@ -196,6 +210,13 @@ impl Holding {
     /// Acts on what time alone decides. It comes before every event: after a pause the news may be
     /// good, but the deadline has passed.
     fn check_deadlines(&mut self, outbox: &mut Outbox, now: Instant) {
+        if let Phase::Gone(Release::Due { give_up }) = self.phase
+            && give_up.is_due(now)
+        {
+            let message = self.trouble.clone();
+            let message = message.unwrap_or_else(|| "no answer in time".to_owned());
+            self.give_up(outbox, now, message);
+        }
         if self.phase != Phase::Running {
             return;
         }
@@ -208,7 +229,11 @@ impl Holding {
                 at: now,
                 by_evidence: false,
             });
-            outbox.report(Report::Lost(message));
+            let grace = self.kill_deadline(outbox).saturating_sub(held);
+            outbox.report(Report::Lost {
+                reason: message,
+                grace,
+            });
             outbox.act(Action::Terminate);
         }
         let asked = self.kill_after.is_some_and(|timer| timer.is_due(now));
@@ -221,6 +246,19 @@ impl Holding {
             outbox.report(Report::Killing);
             outbox.act(Action::Kill);
         }
+    }
+
+    /// The lease stays as it is.
+    fn give_up(&mut self, outbox: &mut Outbox, now: Instant, message: String) {
+        let left = self.left(outbox, now);
+        outbox.report(Report::NotReleased { message, left });
+        self.phase = Phase::Gone(Release::Settled);
+    }
+
+    /// How long until others may take the lease, at the earliest.
+    fn left(&self, outbox: &Outbox, now: Instant) -> Duration {
+        let duration = outbox.settings.timing.lease_duration;
+        duration.saturating_sub(now.held_since(self.sent))
     }
 
     /// When SIGTERM is due for want of a renewal, counted from `sent`.
@@ -265,9 +303,12 @@ impl Holding {
                 next.extend(self.kill_after.map(|timer| timer.left(now)));
             }
         }
+        if let Phase::Gone(Release::Due { give_up }) = self.phase {
+            next.push(give_up.left(now));
+        }
         if outbox.is_idle() && self.may_write() {
             next.push(self.renewal.left(now));
-            if self.phase != Phase::Gone {
+            if !matches!(self.phase, Phase::Gone(_)) {
                 next.extend(outbox.next_watch(now));
             }
             if let Phase::Preparing { since, quarantine } = self.phase {
@@ -291,16 +332,20 @@ impl Holding {
             && let Some(lost) = self.lost
             && (lost.by_evidence || self.killed)
         {
-            outbox.exit(Exit::Survivors, None);
+            let message = "the lease was lost, and the command's tree is not proven dead";
+            outbox.exit(Exit::Survivors, Some(message.to_owned()));
             return Next::Over;
         }
         if !self.may_write() {
             return self.plan_after_evidence(outbox);
         }
+        if self.phase == Phase::Gone(Release::Settled) {
+            return self.end(outbox);
+        }
         if !outbox.is_idle() {
             return Next::Stay;
         }
-        if self.phase == Phase::Gone {
+        if let Phase::Gone(Release::Due { .. }) = self.phase {
             return self.plan_release(outbox, now);
         }
         if let Phase::Preparing { since, quarantine } = self.phase
@@ -350,7 +395,7 @@ impl Holding {
     fn plan_after_evidence(&self, outbox: &mut Outbox) -> Next {
         match self.phase {
             Phase::Running => Next::Stay,
-            Phase::Gone => self.end(outbox),
+            Phase::Gone(_) => self.end(outbox),
             // Nothing ran, so nothing is lost: contend again.
             Phase::Preparing { .. } => {
                 outbox.answered();
@@ -362,19 +407,9 @@ impl Holding {
 
     /// Gives the lease back, if it is still as we wrote it last.
     fn plan_release(&mut self, outbox: &mut Outbox, now: Now) -> Next {
-        let Release::Due { tries } = self.release else {
-            return self.end(outbox);
-        };
-        if tries == RELEASES {
-            outbox.report(Report::NotReleased(
-                "the API server did not take it back".to_owned(),
-            ));
-            return self.end(outbox);
-        }
         if !self.renewal.is_due(now.at) {
             return Next::Stay;
         }
-        self.release = Release::Due { tries: tries + 1 };
         if self.doubt {
             outbox.read(now.at);
             return Next::Stay;
@@ -394,13 +429,16 @@ impl Holding {
             return Next::Over;
         }
         // A command that ended by itself before the loss has done its work.
-        let exit = match (self.ended, self.lost) {
-            (Some((exit, at)), Some(lost)) if at.boot < lost.at.boot => exit,
-            (_, Some(_)) => Exit::Lost,
-            (Some((exit, _)), None) => exit,
-            (None, None) => Exit::Internal,
+        let (exit, message) = match (self.ended, self.lost) {
+            (Some((exit, at)), Some(lost)) if at.boot < lost.at.boot => (exit, None),
+            (_, Some(_)) => (
+                Exit::Lost,
+                Some("the lease was lost, and the command's tree is dead"),
+            ),
+            (Some((exit, _)), None) => (exit, None),
+            (None, None) => (Exit::Internal, Some("nobody knows how the command ended")),
         };
-        outbox.exit(exit, None);
+        outbox.exit(exit, message.map(str::to_owned));
         Next::Over
     }
 
@@ -411,27 +449,27 @@ impl Holding {
             return;
         }
         match self.phase {
-            Phase::Preparing { .. } => self.abandon(now, Exit::Signal(signal), None),
+            Phase::Preparing { .. } => self.abandon(outbox, now, Exit::Signal(signal), None),
             Phase::Running if self.kill_after.is_none() => {
                 self.kill_after = outbox
                     .settings
                     .kill_after
                     .map(|after| Timer { since: now, after });
             }
-            Phase::Running | Phase::Gone => {}
+            Phase::Running | Phase::Gone(_) => {}
         }
     }
 
-    fn on_not_started(&mut self, now: Instant, reason: NotStarted) {
+    fn on_not_started(&mut self, outbox: &Outbox, now: Instant, reason: NotStarted) {
         let (exit, message) = match reason {
-            NotStarted::Refused(exit) => (exit, None),
+            NotStarted::Refused(exit) => (exit, Some("the command was not started".to_owned())),
             NotStarted::Cancelled(signal) => (Exit::Signal(signal), None),
             NotStarted::TooLate => (
                 Exit::Lost,
                 Some("the term ran out before the command could start".to_owned()),
             ),
         };
-        self.abandon(now, exit, message);
+        self.abandon(outbox, now, exit, message);
     }
 }
 

@@ -285,7 +285,7 @@ impl Waiting {
 
 fn held_by(claim: &Claim) -> String {
     match &claim.record.holder {
-        Some(holder) => format!("{holder} holds the lease"),
-        None => "somebody else holds the lease".to_owned(),
+        Some(holder) => format!("{holder} holds the lease; the command was not run"),
+        None => "somebody else holds the lease; the command was not run".to_owned(),
     }
 }

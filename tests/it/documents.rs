@@ -329,7 +329,7 @@ fn the_documents_name_the_variables_that_the_command_gets() {
         .collect();
     assert!(set.contains("LEASE_FENCING_TOKEN"), "{set:?}");
 
-    let readme = table_in_readme("The command's environment is ours and these:");
+    let readme = table_in_readme("These are added for the command:");
     let readme: BTreeSet<String> = readme.into_iter().map(|(name, _)| name).collect();
     assert_eq!(readme, set, "left the README, right the command");
 

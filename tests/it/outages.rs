@@ -63,8 +63,8 @@ fn a_candidate_waits_for_an_api_server_that_is_not_there_yet() {
     let world = World::on(&control_plane);
     control_plane.kill_api_server();
     let candidate = world.witness("15s").start();
-    candidate.wait_until_it_says("can't reach the store");
+    candidate.wait_until_it_says("can't get at the lease");
     control_plane.start_api_server();
     world.wait_for_starts(1);
-    candidate.wait_until_it_says("the store answers again");
+    candidate.wait_until_it_says("can get at the lease again");
 }

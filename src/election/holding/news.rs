@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Holding, Lost, Phase, Release, at_once};
+use super::{Holding, Lost, Phase, RELEASE_PAUSE, Release, at_once};
 use crate::{
     clock::{Instant, Now},
     election::{
@@ -19,7 +19,7 @@ impl Holding {
     pub(super) fn on_reply(&mut self, outbox: &mut Outbox, now: Now, reply: Reply) {
         match (outbox.answered(), reply) {
             (Some(Pending::Write(_, attempt)), Reply::Written(result))
-                if self.phase == Phase::Gone =>
+                if matches!(self.phase, Phase::Gone(_)) =>
             {
                 self.on_release_reply(outbox, now.at, attempt, result);
             }
@@ -101,7 +101,7 @@ impl Holding {
                 "the lease was deleted and made again".to_owned(),
             );
         }
-        if claim.record.holder.is_none() && self.phase == Phase::Gone {
+        if claim.record.holder.is_none() && matches!(self.phase, Phase::Gone(_)) {
             // The release of unknown fate was carried out.
             return self.released(outbox);
         }
@@ -115,7 +115,7 @@ impl Holding {
         }
         if let Some(attempt) = outbox.attempt_behind(&claim) {
             self.renewed(outbox, attempt, claim);
-            if self.phase == Phase::Gone {
+            if matches!(self.phase, Phase::Gone(_)) {
                 self.renewal = at_once(now);
             }
         } else {
@@ -136,6 +136,11 @@ impl Holding {
     }
 
     fn on_failure(&mut self, outbox: &mut Outbox, now: Instant, since: Instant, failure: Failure) {
+        self.trouble = Some(failure.message.clone());
+        if matches!(self.phase, Phase::Gone(_)) {
+            self.renewal = soon(outbox, since, Some(release_pause(outbox)));
+            return;
+        }
         let left = self
             .renew_deadline(outbox)
             .saturating_sub(now.held_since(self.sent));
@@ -148,7 +153,7 @@ impl Holding {
             Some(_) => soon(outbox, now, wish),
             None => soon(outbox, since, None),
         };
-        if !self.failing && self.phase != Phase::Gone {
+        if !self.failing {
             self.failing = true;
             outbox.report(Report::RenewFailed {
                 message: failure.message,
@@ -174,18 +179,16 @@ impl Holding {
             Ok(Outcome::Conflict) => self.doubt = true,
             Err(failure) if failure.kind == FailureKind::Unreachable => {
                 self.doubt = true;
-                self.renewal = soon(outbox, attempt.sent, None);
+                self.trouble = Some(failure.message);
+                self.renewal = soon(outbox, attempt.sent, Some(release_pause(outbox)));
             }
-            Err(failure) => {
-                outbox.report(Report::NotReleased(failure.message));
-                self.release = Release::Settled;
-            }
+            Err(failure) => self.give_up(outbox, now, failure.message),
         }
     }
 
     fn released(&mut self, outbox: &mut Outbox) {
         outbox.report(Report::Released);
-        self.release = Release::Settled;
+        self.phase = Phase::Gone(Release::Settled);
     }
 
     // === The watch ===
@@ -196,7 +199,7 @@ impl Holding {
             return;
         };
         // Late or doubled, or about our own release.
-        if claim.version <= self.seen || self.phase == Phase::Gone {
+        if claim.version <= self.seen || matches!(self.phase, Phase::Gone(_)) {
             return;
         }
         let deleted = matches!(change, Change::Deleted(_));
@@ -223,13 +226,13 @@ impl Holding {
             return;
         }
         match self.phase {
-            Phase::Gone => {
-                // Nothing runs; there is just nothing to release.
-                outbox.report(Report::NotReleased(message));
-                self.release = Release::Settled;
-            }
+            // Nothing runs; there is just nothing to release.
+            Phase::Gone(_) => self.give_up(outbox, now, message),
             Phase::Running | Phase::Preparing { .. } => {
-                outbox.report(Report::Lost(message));
+                outbox.report(Report::Lost {
+                    reason: message,
+                    grace: Duration::ZERO,
+                });
                 let at = self.lost.map_or(now, |lost| lost.at);
                 self.lost = Some(Lost {
                     at,
@@ -249,6 +252,11 @@ fn taken(claim: &Claim) -> String {
         Some(holder) => format!("{holder} holds the lease"),
         None => "somebody emptied the lease".to_owned(),
     }
+}
+
+/// The pace of a release in trouble.
+fn release_pause(outbox: &Outbox) -> Duration {
+    RELEASE_PAUSE.min(outbox.settings.timing.retry_period / 2)
 }
 
 /// The pace of a holder in trouble: half a retry period after the last attempt was sent, so that a

@@ -348,20 +348,34 @@ fn a_release_whose_answer_is_lost_is_looked_up() {
 }
 
 #[test]
-fn a_release_is_given_up_after_a_few_tries() {
-    let mut bench = Bench::running(settings());
-    end(&mut bench);
-    for _ in 0..10 {
-        if bench.request.is_some() {
-            bench.lose_reply(false);
+fn a_release_is_given_up_after_a_few_seconds_whatever_the_durations() {
+    let requested = Requested {
+        lease_duration: Some(seconds(180.0)),
+        ..Requested::default()
+    };
+    let slow = Settings {
+        timing: Timing::new(requested).expect("safe"),
+        ..settings()
+    };
+    for settings in [settings(), slow] {
+        for hangs in [true, false] {
+            let mut bench = Bench::running(settings.clone());
+            end(&mut bench);
+            let start = bench.now.at;
+            while bench.exit().is_none() {
+                if bench.request.is_some() && !hangs {
+                    bench.lose_reply(false);
+                }
+                bench.pass(seconds(0.1));
+            }
+            let waited = bench.now.at.held_since(start);
+            assert!((seconds(4.9)..seconds(5.2)).contains(&waited), "{waited:?}");
+            assert_eq!(bench.exit(), Some(Exit::Command(0)));
+            let requests =
+                bench.did(|action| matches!(action, Action::Read(_) | Action::Write(..)));
+            assert!(hangs || requests >= 2 + 4, "only {requests} requests");
         }
-        bench.pass(seconds(1.1));
     }
-    assert_eq!(bench.exit(), Some(Exit::Command(0)));
-    assert_eq!(
-        bench.did(|action| matches!(action, Action::Read(_) | Action::Write(..))),
-        2 + 3
-    );
 }
 
 #[test]

@@ -381,7 +381,7 @@ impl World {
                 );
             }
             Action::Report(report) => {
-                if matches!(report, Report::Lost(_)) {
+                if matches!(report, Report::Lost { .. }) {
                     self.losses += 1;
                 }
                 self.note(format_args!("node {node}: {report:?}"));

@@ -184,7 +184,7 @@ impl Waiting {
         holding.quarantine(now.at, quarantine);
         holding.announce(outbox, taken_from);
         if let Some((exit, message)) = leaving {
-            holding.abandon(now.at, exit, message);
+            holding.abandon(outbox, now.at, exit, message);
         }
         Box::new(holding)
     }

@@ -210,7 +210,7 @@ fn processes_with(variable: &str) -> io::Result<Vec<PathBuf>> {
 
 const RUNS: &str = "I run, token ";
 /// The README names this message.
-const WAITS: &str = "waiting: somebody else holds the lease";
+const WAITS: &str = "somebody else holds the lease";
 
 // === Kubernetes ===
 
