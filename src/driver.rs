@@ -45,10 +45,8 @@ impl Ending {
     }
 }
 
-/// What the driver connects.
-pub struct Parts<S> {
-    /// Where the lease lives.
-    pub store: S,
+/// What the driver connects with the store.
+pub struct Parts {
     /// The processes.
     pub supervisor: Supervisor,
     /// The signals that arrive; they have been forwarded to the command already.
@@ -62,9 +60,9 @@ type Request = Pin<Box<dyn Future<Output = (RequestId, Reply)>>>;
 
 /// Contends for the lease, runs the command, and returns when nothing of it is left, or when there
 /// is no more to be done about it.
-pub async fn run<S: Store + 'static>(parts: Parts<S>, settings: Settings) -> Ending {
+pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings) -> Ending {
     let driver = Driver {
-        store: Rc::new(parts.store),
+        store: Rc::new(store),
         watch: None,
         request: None,
         supervisor: parts.supervisor,

@@ -91,35 +91,18 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
         .enable_all()
         .build()
         .context("start the runtime")?;
+    let parts = Parts {
+        supervisor,
+        signals,
+        lease,
+    };
     let ending = runtime.block_on(async {
         match prepared {
-            Prepared::File(store) => {
-                driver::run(
-                    Parts {
-                        store,
-                        supervisor,
-                        signals,
-                        lease,
-                    },
-                    settings,
-                )
-                .await
-            }
+            Prepared::File(store) => driver::run(store, parts, settings).await,
             Prepared::Kube(cluster) => match KubeStore::new(*cluster, namespace, config.name) {
-                Ok(store) => {
-                    driver::run(
-                        Parts {
-                            store,
-                            supervisor,
-                            signals,
-                            lease,
-                        },
-                        settings,
-                    )
-                    .await
-                }
+                Ok(store) => driver::run(store, parts, settings).await,
                 Err(failure) => {
-                    supervisor.finish();
+                    parts.supervisor.finish();
                     Ending::new(Exit::Configuration, failure.message)
                 }
             },
