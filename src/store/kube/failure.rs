@@ -44,10 +44,17 @@ pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
             FailureKind::NoNamespace,
             format!("the namespace {:?} does not exist", target.namespace),
         ),
-        // The API server says so of a path that it doesn't serve; a proxy would answer in HTML.
-        404 if status.body.is_some() || answer.body.starts_with(b"404 page not found") => (
+        // The API server's own word on a version or resource that it does not serve.
+        404 if status.body.is_some() => (
             FailureKind::Misconfigured,
             format!("the server does not serve coordination.k8s.io/v1 leases ({said})"),
+        ),
+        // It says so of a whole group that it does not serve, and while it is starting.
+        404 if answer.body.starts_with(b"404 page not found") => (
+            FailureKind::Unreachable,
+            format!(
+                "the server does not serve coordination.k8s.io leases, or it is still starting ({said})"
+            ),
         ),
         400 | 405 | 406 | 413 | 414 | 415 | 422 => (
             FailureKind::Misconfigured,

@@ -182,9 +182,12 @@ async fn only_the_api_servers_own_word_proves_that_there_is_no_lease() {
         store.read().await.unwrap_err().kind,
         FailureKind::Unreachable
     );
+    // A server that is just starting answers so, too.
+    let starting = store.read().await.unwrap_err();
+    assert_eq!(starting.kind, FailureKind::Unreachable);
     assert_eq!(
-        store.read().await.unwrap_err().kind,
-        FailureKind::Misconfigured
+        starting.message,
+        "the server does not serve coordination.k8s.io leases, or it is still starting (404: 404 page not found)"
     );
     assert_eq!(
         store.read().await.unwrap_err().kind,
