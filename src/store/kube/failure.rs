@@ -167,30 +167,86 @@ impl Status {
         (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 
-    /// The user's name, which RBAC's message starts with: `User "NAME" cannot VERB resource ...`.
-    fn forbidden_user(&self) -> Option<(&str, &str)> {
-        let message = self.body.as_ref()?["message"].as_str()?;
-        let (_, rest) = message.split_once("User \"")?;
-        let (user, rest) = rest.split_once("\" cannot ")?;
-        Some((user, rest.split(' ').next()?))
+    /// What the authorizer refused.
+    fn denial(&self) -> Option<Denial<'_>> {
+        if self.reason() != Some("Forbidden") {
+            return None;
+        }
+        let body = self.body.as_ref()?;
+        let message = body["message"].as_str()?;
+        if let Some((_, rest)) = message.split_once("User \"")
+            && let Some((user, rest)) = rest.split_once("\" cannot ")
+        {
+            return Some(match rest.split(' ').next()? {
+                "impersonate" => Denial::Impersonate {
+                    user,
+                    resource: self.kind()?,
+                    name: body["details"]["name"].as_str()?,
+                },
+                verb => Denial::Lease { user, verb },
+            });
+        }
+        // The right to create by a PUT is asked for when the object proves absent, and of that
+        // question the server repeats neither user nor verb; RBAC's own reason is empty, or names
+        // roles that it could not find. Whoever else forbids something says why.
+        let (_, reason) = message.split_once(" is forbidden:")?;
+        let reason = reason.trim();
+        (reason.is_empty() || reason.starts_with("RBAC: ")).then_some(Denial::Unexplained)
     }
+}
+
+/// What RBAC refused.
+enum Denial<'a> {
+    /// A verb on the lease.
+    Lease { user: &'a str, verb: &'a str },
+    /// To act as somebody else; `resource` is what kind of somebody, such as `users`.
+    Impersonate {
+        user: &'a str,
+        resource: &'a str,
+        name: &'a str,
+    },
+    /// It is not said what to whom.
+    Unexplained,
 }
 
 /// A 403 by RBAC gets the rule that cures it; any other (an admission webhook, a quota) stays as the
 /// server said it.
 fn forbidden(status: &Status, target: &Target) -> String {
-    let Some((user, verb)) = status.forbidden_user() else {
-        return format!("the API server forbids it ({})", status.sentence(403));
-    };
-    if user == "system:anonymous" {
-        return "the API server takes us for system:anonymous: the configuration holds no credentials that it knows".into();
-    }
     let Target { namespace, name } = target;
-    format!(
-        "the user {user:?} may not {verb} the lease {namespace}/{name}; bind to it a Role in the namespace \
-         {namespace:?} with the rule {{apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: \
-         [{name}], verbs: [get, create, update, watch]}}"
-    )
+    let role = format!(
+        "a Role in the namespace {namespace:?} with the rule {{apiGroups: [coordination.k8s.io], resources: [leases], \
+         resourceNames: [{name}], verbs: [get, create, update, watch]}}"
+    );
+    match status.denial() {
+        None => format!("the API server forbids it ({})", status.sentence(403)),
+        Some(
+            Denial::Lease {
+                user: ANONYMOUS, ..
+            }
+            | Denial::Impersonate {
+                user: ANONYMOUS, ..
+            },
+        ) => format!(
+            "the API server takes us for {ANONYMOUS}: the configuration holds no credentials that it knows"
+        ),
+        Some(Denial::Lease { user, verb }) => {
+            format!(
+                "the user {user:?} may not {verb} the lease {namespace}/{name}; bind to it {role}"
+            )
+        }
+        Some(Denial::Impersonate {
+            user,
+            resource,
+            name,
+        }) => format!(
+            "the user {user:?} may not impersonate {name:?}; bind to it a ClusterRole with the rule \
+             {{apiGroups: [\"\"], resources: [{resource}], resourceNames: [{name:?}], verbs: [impersonate]}}"
+        ),
+        Some(Denial::Unexplained) => format!(
+            "a right to the lease {namespace}/{name} is missing ({}); bind to its user {role}",
+            status.sentence(403).trim_end_matches(':')
+        ),
+    }
 }
 
 /// Why no answer came, and what to do before the next attempt.
@@ -342,6 +398,9 @@ pub(super) fn one_line(text: &str) -> String {
     }
     line.trim_end_matches('.').to_owned()
 }
+
+/// Who sends requests without credentials.
+const ANONYMOUS: &str = "system:anonymous";
 
 /// In characters.
 const LONGEST_QUOTE: usize = 500;

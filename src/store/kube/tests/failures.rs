@@ -30,6 +30,40 @@ async fn refusal_says_what_would_cure_it() {
                    resourceNames: [nightly], verbs: [get, create, update, watch]}";
     check(renewal(), forbidden(rbac, json!({})), Forbidden, message).await;
 
+    // Word for word from a server that was asked to create by a PUT.
+    let silent = "leases.coordination.k8s.io \"nightly\" is forbidden: ";
+    let message = "a right to the lease ops/nightly is missing (403: leases.coordination.k8s.io \"nightly\" is \
+                   forbidden); bind to its user a Role in the namespace \"ops\" with the rule {apiGroups: \
+                   [coordination.k8s.io], resources: [leases], resourceNames: [nightly], verbs: [get, create, \
+                   update, watch]}";
+    check(creation(), forbidden(silent, json!({})), Forbidden, message).await;
+
+    let roleless = "leases \"nightly\" is forbidden: RBAC: role \"x\" not found";
+    let message = "a right to the lease ops/nightly is missing (403: leases \"nightly\" is forbidden: RBAC: role \
+                   \"x\" not found); bind to its user a Role in the namespace \"ops\" with the rule {apiGroups: \
+                   [coordination.k8s.io], resources: [leases], resourceNames: [nightly], verbs: [get, create, \
+                   update, watch]}";
+    check(
+        creation(),
+        forbidden(roleless, json!({})),
+        Forbidden,
+        message,
+    )
+    .await;
+
+    let impersonation = "users \"worker\" is forbidden: User \"boss\" cannot impersonate resource \"users\" in API \
+                         group \"\" at the cluster scope";
+    let details = json!({ "name": "worker", "kind": "users" });
+    let message = "the user \"boss\" may not impersonate \"worker\"; bind to it a ClusterRole with the rule \
+                   {apiGroups: [\"\"], resources: [users], resourceNames: [\"worker\"], verbs: [impersonate]}";
+    check(
+        renewal(),
+        forbidden(impersonation, details),
+        Forbidden,
+        message,
+    )
+    .await;
+
     let anonymous = "x: User \"system:anonymous\" cannot update resource";
     let message = "the API server takes us for system:anonymous: the configuration holds no credentials that it knows";
     check(
@@ -39,6 +73,11 @@ async fn refusal_says_what_would_cure_it() {
         message,
     )
     .await;
+
+    let quota = "leases \"nightly\" is forbidden: exceeded quota: q";
+    let message =
+        "the API server forbids it (403: leases \"nightly\" is forbidden: exceeded quota: q)";
+    check(creation(), forbidden(quota, json!({})), Forbidden, message).await;
 
     let webhook = "admission webhook \"w\" denied the request";
     let message = "the API server forbids it (403: admission webhook \"w\" denied the request)";
