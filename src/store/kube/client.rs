@@ -31,7 +31,12 @@ use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 use kube::client::{Body, Client, ClientBuilder, ConfigExt};
 use tower::{BoxError, ServiceBuilder, util::option_layer};
 
-use super::{certificate, config::ClusterConfig, exec, failure};
+use super::{
+    certificate,
+    config::ClusterConfig,
+    exec::{self, Leash},
+    failure,
+};
 use crate::{
     clock::WallTime,
     store::{Failure, FailureKind},
@@ -53,6 +58,7 @@ pub(super) struct Answer {
 /// The way to one API server.
 pub(super) struct Connections {
     server: String,
+    leash: Arc<Leash>,
     state: Mutex<State>,
 }
 
@@ -86,12 +92,14 @@ impl Connections {
     ///
     /// [`FailureKind::Misconfigured`].
     pub(super) fn new(cluster: ClusterConfig) -> Result<Self, Failure> {
+        let leash = Arc::default();
         let connector = match runs_programs(&cluster) {
             true => None,
-            false => Some(Arc::new(Connector::build(&cluster)?)),
+            false => Some(Arc::new(Connector::build(&cluster, &leash)?)),
         };
         Ok(Self {
             server: cluster.server(),
+            leash,
             state: Mutex::new(State {
                 cluster,
                 connector,
@@ -191,7 +199,11 @@ impl Connections {
             let mut state = self.state();
             state.take_up_finished();
             if state.building.is_none() && state.wants_new_credentials() {
-                state.building = Some(build(state.cluster.clone(), state.connector.is_some()));
+                state.building = Some(build(
+                    state.cluster.clone(),
+                    state.connector.is_some(),
+                    self.leash.clone(),
+                ));
             }
             match (&state.connector, &state.building) {
                 (Some(connector), None) => return Ok(connector.clone()),
@@ -229,6 +241,12 @@ impl Connections {
     /// Never held while awaiting. What it protects is consistent after every single assignment.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.leash.cut();
     }
 }
 
@@ -271,10 +289,10 @@ impl State {
 }
 
 /// Starts to read the credentials: again if they were read before. It goes on when nobody waits.
-fn build(cluster: ClusterConfig, again: bool) -> Building {
+fn build(cluster: ClusterConfig, again: bool, leash: Arc<Leash>) -> Building {
     let built = tokio::task::spawn_blocking(move || {
         let cluster = if again { cluster.reload()? } else { cluster };
-        let connector = Arc::new(Connector::build(&cluster)?);
+        let connector = Arc::new(Connector::build(&cluster, &leash)?);
         Ok(Built { cluster, connector })
     });
     let built = async move {
@@ -314,11 +332,11 @@ type Https<C> = hyper_rustls::HttpsConnector<C>;
 
 impl Connector {
     /// Blocks while files are read and a credential plugin runs.
-    fn build(cluster: &ClusterConfig) -> Result<Self, Failure> {
+    fn build(cluster: &ClusterConfig, leash: &Leash) -> Result<Self, Failure> {
         let mut config = cluster.config.clone();
         let mut expires = None;
         if let Some(plugin) = &cluster.exec {
-            let credentials = exec::run(plugin)?;
+            let credentials = exec::run(plugin, leash)?;
             let user = &mut config.auth_info;
             user.token = credentials.token.map(Into::into);
             if let Some((certificate, key)) = credentials.certificate {

@@ -4,18 +4,27 @@
 //! without a limit, and can't go on with the credentials that it has while it fetches new ones.
 //! The protocol: kubernetes.io, "Authenticating", "client-go credential plugins".
 //!
+//! A plugin runs in a process group of its own, so that all of it can be killed when it takes too
+//! long or when we end.
+//!
 //! Must not: run on the runtime's thread, as it blocks until the plugin has ended.
 
 use std::{
     io::{self, Read},
-    os::fd::AsFd,
-    process::{Child, Command, Stdio},
+    os::{fd::AsFd, unix::process::CommandExt},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use kube::config::{ExecConfig, ExecInteractiveMode};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use super::failure::{failure, plain};
@@ -30,13 +39,104 @@ pub(super) struct Credentials {
     pub(super) expires: Option<Timestamp>,
 }
 
+/// Holds the plugin that runs, so that none outlives whom it works for.
+#[derive(Default)]
+pub(super) struct Leash(Mutex<Held>);
+
+#[derive(Default)]
+enum Held {
+    #[default]
+    Nothing,
+    /// Not reaped, so that its number, which is its group's too, is nobody else's.
+    Plugin(Child),
+    /// Nothing is started any more.
+    Cut,
+}
+
+impl Leash {
+    /// Kills the plugin that runs, if there is one, and starts no further one.
+    pub(super) fn cut(&self) {
+        let mut held = self.held();
+        if let Held::Plugin(child) = &*held {
+            kill(child);
+        }
+        *held = Held::Cut;
+    }
+
+    /// Starts a plugin and returns its output; `None` if the leash was cut.
+    fn start(&self, command: &mut Command) -> io::Result<Option<ChildStdout>> {
+        let mut held = self.held();
+        if matches!(*held, Held::Cut) {
+            return Ok(None);
+        }
+        let mut child = command.spawn()?;
+        let stdout = child.stdout.take();
+        *held = Held::Plugin(child);
+        Ok(stdout)
+    }
+
+    /// Waits until the plugin has ended by itself, and reaps it.
+    fn wait(&self, deadline: Instant) -> io::Result<ExitStatus> {
+        loop {
+            let mut held = self.held();
+            let Held::Plugin(child) = &mut *held else {
+                return Err(io::Error::other("was killed, as the program ends"));
+            };
+            if let Some(status) = child.try_wait()? {
+                *held = Held::Nothing;
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                return Err(too_long());
+            }
+            drop(held);
+            // Its output is at its end, so it is about to end, or it is misbehaving.
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Kills the plugin, unless it has ended by itself, and reaps it.
+    fn end(&self) {
+        let mut held = self.held();
+        let mut child = match std::mem::take(&mut *held) {
+            Held::Plugin(child) => child,
+            other => {
+                *held = other;
+                return;
+            }
+        };
+        kill(&child);
+        // Not while the lock is held, for which the end of the program would wait.
+        drop(held);
+        let _ = child.wait();
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Kills a plugin that is not reaped, with its group. It may take a while to die, for instance while
+/// a file server hangs, so that the caller decides whether to wait for that.
+fn kill(child: &Child) {
+    // Linux numbers processes below 2^22, see proc(5) on pid_max.
+    if let Ok(group) = i32::try_from(child.id()) {
+        // A failure means that nobody is left in it.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+}
+
 /// Runs the plugin to its end.
 ///
 /// # Errors
 ///
 /// [`FailureKind::Misconfigured`] if it can't be run, [`FailureKind::Unauthorized`] if it gave no
 /// credentials; with the command and its status.
-pub(super) fn run(exec: &ExecConfig) -> Result<Credentials, Failure> {
+pub(super) fn run(exec: &ExecConfig, leash: &Leash) -> Result<Credentials, Failure> {
+    run_within(exec, leash, LONGEST_RUN)
+}
+
+fn run_within(exec: &ExecConfig, leash: &Leash, limit: Duration) -> Result<Credentials, Failure> {
     let misconfigured = |message: String| failure(FailureKind::Misconfigured, message);
     let Some(program) = &exec.command else {
         return Err(misconfigured(
@@ -49,24 +149,24 @@ pub(super) fn run(exec: &ExecConfig) -> Result<Credentials, Failure> {
         );
         return Err(misconfigured(message));
     }
-    let mut child = command(program, exec)
-        .spawn()
-        .map_err(|error| misconfigured(not_started(program, exec, &error)))?;
-    let output = read_output(&mut child, LONGEST_RUN);
-    if output.is_err() {
-        // It may run still, and nobody would read what it says. An error means that it has ended.
-        let _ = child.kill();
-    }
+    let deadline = Instant::now() + limit;
     let failed = |what: String| {
         failure(
             FailureKind::Unauthorized,
             format!("the credential plugin {program:?} {what}"),
         )
     };
-    let status = child
-        .wait()
-        .map_err(|error| failed(format!("was lost: {}", plain(&error))))?;
-    let output = output.map_err(|error| failed(plain(&error)))?;
+    let stdout = leash
+        .start(&mut command(program, exec))
+        .map_err(|error| misconfigured(not_started(program, exec, &error)))?
+        .ok_or_else(|| failed("was not started, as the program ends".into()))?;
+    let ended =
+        read_output(stdout, deadline).and_then(|output| Ok((output, leash.wait(deadline)?)));
+    if ended.is_err() {
+        // Nobody would read what it says.
+        leash.end();
+    }
+    let (output, status) = ended.map_err(|error| failed(plain(&error)))?;
     if !status.success() {
         return Err(failed(format!("failed with {status}")));
     }
@@ -93,6 +193,7 @@ fn command(program: &str, exec: &ExecConfig) -> Command {
     command.env("KUBERNETES_EXEC_INFO", request.to_string());
     // Standard input is the command's. Standard error is where a plugin tells people what to do.
     command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.process_group(0);
     command
 }
 
@@ -110,26 +211,17 @@ fn not_started(program: &str, exec: &ExecConfig, error: &io::Error) -> String {
 }
 
 /// Reads what the plugin prints until it closes its output.
-fn read_output(child: &mut Child, limit: Duration) -> io::Result<Vec<u8>> {
-    let started = Instant::now();
+fn read_output(mut stdout: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut output = Vec::new();
-    let Some(mut stdout) = child.stdout.take() else {
-        return Ok(output);
-    };
     let mut piece = [0; 8192];
     loop {
-        let left = limit.saturating_sub(started.elapsed());
+        let left = deadline.saturating_duration_since(Instant::now());
         let mut ready = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
         match poll(
             &mut ready,
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
         ) {
-            Ok(0) => {
-                return Err(io::Error::other(format!(
-                    "was still running after {} s",
-                    limit.as_secs()
-                )));
-            }
+            Ok(0) => return Err(too_long()),
             Ok(_) => {}
             Err(nix::Error::EINTR) => continue,
             Err(error) => return Err(error.into()),
@@ -142,6 +234,10 @@ fn read_output(child: &mut Child, limit: Duration) -> io::Result<Vec<u8>> {
             return Err(io::Error::other("prints without end"));
         }
     }
+}
+
+fn too_long() -> io::Error {
+    io::Error::other(format!("was killed after {} s", LONGEST_RUN.as_secs()))
 }
 
 /// Reads an ExecCredential; the error says what the plugin did.
@@ -177,6 +273,9 @@ fn parse(output: &[u8]) -> Result<Credentials, String> {
 /// Long enough for a person to log in by a browser.
 const LONGEST_RUN: Duration = Duration::from_secs(120);
 
+/// How often to look whether a plugin that prints no more has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// In bytes.
 const LONGEST_OUTPUT: usize = 1 << 20;
 
@@ -199,9 +298,13 @@ mod tests {
         }
     }
 
+    fn run_alone(exec: &ExecConfig) -> Result<Credentials, Failure> {
+        run(exec, &Leash::default())
+    }
+
     #[test]
     fn plugin_is_told_what_is_asked_and_gives_a_token() {
-        let credentials = run(&plugin(
+        let credentials = run_alone(&plugin(
             r#"case $KUBERNETES_EXEC_INFO in *'"interactive":false'*) ;; *) exit 1;; esac
                read -r line && exit 2
                printf '%s' '{"kind":"ExecCredential","status":{"token":"'$GIVEN'\n","expirationTimestamp":"2030-01-01T00:00:00Z"}}'"#,
@@ -233,7 +336,7 @@ mod tests {
                 "neither a token nor a client certificate",
             ),
         ] {
-            let failure = run(&plugin(script)).err().unwrap();
+            let failure = run_alone(&plugin(script)).err().unwrap();
             assert_eq!(failure.kind, kind);
             assert!(
                 failure.message.contains("\"/bin/sh\""),
@@ -247,7 +350,7 @@ mod tests {
             install_hint: Some("get it\nsomewhere".into()),
             ..ExecConfig::default()
         };
-        let failure = run(&absent).err().unwrap();
+        let failure = run_alone(&absent).err().unwrap();
         assert_eq!(failure.kind, FailureKind::Misconfigured);
         assert_eq!(
             failure.message,
@@ -256,19 +359,57 @@ mod tests {
     }
 
     #[test]
-    fn plugin_that_hangs_is_given_up() {
-        let mut child = command(
-            "sleep",
-            &ExecConfig {
-                args: Some(vec!["60".into()]),
-                ..ExecConfig::default()
-            },
-        )
-        .spawn()
-        .unwrap();
-        let error = read_output(&mut child, Duration::from_millis(50)).unwrap_err();
-        assert_eq!(error.to_string(), "was still running after 0 s");
-        child.kill().unwrap();
-        child.wait().unwrap();
+    fn plugin_that_hangs_is_killed_with_all_that_it_has_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let pids = directory.path().join("pids");
+        let tree = format!("sleep 7777 & echo $$ $! >{}", pids.display());
+        // The second one has closed its output.
+        for script in [format!("{tree}; wait"), format!("{tree}; exec >&-; wait")] {
+            let script = format!("exec 2>/dev/null; {script}");
+            let leash = Leash::default();
+            let limit = Duration::from_millis(500);
+            let failure = run_within(&plugin(&script), &leash, limit).err().unwrap();
+            assert_eq!(failure.kind, FailureKind::Unauthorized);
+            assert!(failure.message.ends_with("was killed after 120 s"));
+            for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
+                let deadline = Instant::now() + Duration::from_secs(30);
+                while runs(pid) {
+                    assert!(Instant::now() < deadline, "{pid} runs on");
+                    thread::yield_now();
+                }
+            }
+            std::fs::remove_file(&pids).unwrap();
+        }
+    }
+
+    #[test]
+    fn cut_leash_kills_what_runs_and_starts_nothing_more() {
+        let leash = Leash::default();
+        let endless = plugin("exec sleep 7777");
+        let failure = thread::scope(|scope| {
+            let running = scope.spawn(|| run(&endless, &leash).err().unwrap());
+            while matches!(*leash.held(), Held::Nothing) {
+                thread::yield_now();
+            }
+            leash.cut();
+            running.join().unwrap()
+        });
+        assert!(failure.message.ends_with("as the program ends"));
+        let failure = run(&plugin("exit 3"), &leash).err().unwrap();
+        assert!(
+            failure
+                .message
+                .ends_with("was not started, as the program ends")
+        );
+    }
+
+    /// Whether it is there and no zombie: orphans of the tests' may have nobody who reaps them.
+    fn runs(pid: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
     }
 }
