@@ -57,6 +57,7 @@ pub(super) struct Answer {
 
 /// The way to one API server.
 pub(super) struct Connections {
+    /// Where it leads, for messages.
     server: String,
     leash: Arc<Leash>,
     state: Mutex<State>,
@@ -97,8 +98,16 @@ impl Connections {
             true => None,
             false => Some(Arc::new(Connector::build(&cluster, &leash)?)),
         };
+        let server = match &cluster.proxy {
+            None => cluster.server(),
+            Some(proxy) => {
+                let proxy = proxy.uri.to_string();
+                let proxy = proxy.trim_end_matches('/');
+                format!("{} through the proxy {proxy}", cluster.server())
+            }
+        };
         Ok(Self {
-            server: cluster.server(),
+            server,
             leash,
             state: Mutex::new(State {
                 cluster,
