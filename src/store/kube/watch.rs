@@ -2,7 +2,8 @@
 //!
 //! It has a connection of its own, so that it can't get in the way of requests. The server ends it
 //! after some minutes; if the server, or the way there, dies silently, TCP's keepalive ends it
-//! within half a minute.
+//! within half a minute. Something in between may keep the connection up when the server is gone;
+//! then the watch ends when the server should have ended it.
 //!
 //! Must not: read, start again by itself, fail in any other way than by a [`Change`].
 
@@ -17,6 +18,7 @@ use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{
     Target,
@@ -40,8 +42,26 @@ impl KubeWatch {
         target: Arc<Target>,
         from: Option<&Version>,
     ) -> Self {
-        let query = query(&target, from);
-        let open = Step::Open { connections, query };
+        // Spread over a minute, so that watches which began together don't all end together.
+        let spread = RandomState::new().build_hasher().finish() % 60;
+        let length = SHORTEST_WATCH + Duration::from_secs(spread);
+        Self::start_for(connections, target, from, length, LATEST_END)
+    }
+
+    /// The server is asked to end the watch after `length`, and given so much longer for it.
+    pub(super) fn start_for(
+        connections: Arc<Connections>,
+        target: Arc<Target>,
+        from: Option<&Version>,
+        length: Duration,
+        patience: Duration,
+    ) -> Self {
+        let query = query(&target, from, length);
+        let open = Step::Open {
+            connections,
+            query,
+            limit: length + patience,
+        };
         let changes = stream::unfold((open, target), |(step, target)| async move {
             let (change, next) = step.take(&target).await?;
             Some((change, (next, target)))
@@ -61,10 +81,8 @@ impl Watch for KubeWatch {
     }
 }
 
-fn query(target: &Target, from: Option<&Version>) -> String {
-    // Spread over a minute, so that watches which began together don't all end together.
-    let spread = RandomState::new().build_hasher().finish() % 60;
-    let seconds = SHORTEST_WATCH.as_secs() + spread;
+fn query(target: &Target, from: Option<&Version>, length: Duration) -> String {
+    let seconds = length.as_secs();
     let Target { name, .. } = target;
     let mut query =
         format!("?watch=1&fieldSelector=metadata.name%3D{name}&timeoutSeconds={seconds}");
@@ -80,6 +98,7 @@ enum Step {
     Open {
         connections: Arc<Connections>,
         query: String,
+        limit: Duration,
     },
     Read {
         connections: Arc<Connections>,
@@ -92,10 +111,17 @@ impl Step {
     /// Goes on to the next change; `None` after the last.
     async fn take(self, target: &Target) -> Option<(Change, Self)> {
         let (connections, mut lines) = match self {
-            Self::Open { connections, query } => match open(&connections, target, &query).await {
-                Ok(lines) => (connections, lines),
-                Err(change) => return Some((change, Self::Over)),
-            },
+            Self::Open {
+                connections,
+                query,
+                limit,
+            } => {
+                let end = Instant::now() + limit;
+                match open(&connections, target, &query).await {
+                    Ok(body) => (connections, Lines::of(body, end)),
+                    Err(change) => return Some((change, Self::Over)),
+                }
+            }
             Self::Read { connections, lines } => (connections, lines),
             Self::Over => return None,
         };
@@ -116,7 +142,7 @@ impl Step {
 }
 
 /// Asks for the watch; an error is its only change.
-async fn open(connections: &Connections, target: &Target, query: &str) -> Result<Lines, Change> {
+async fn open(connections: &Connections, target: &Target, query: &str) -> Result<Body, Change> {
     let request = target.request(
         http::Method::GET,
         &target.collection_path(query),
@@ -133,10 +159,7 @@ async fn open(connections: &Connections, target: &Target, query: &str) -> Result
         }
     });
     match opened.await {
-        Ok(Ok(body)) => Ok(Lines {
-            body,
-            read: Vec::new(),
-        }),
+        Ok(Ok(body)) => Ok(body),
         Ok(Err(failure)) if failure.kind == FailureKind::Forbidden => Err(Change::Refused(failure)),
         Ok(Err(failure)) => Err(Change::Ended(failure.message)),
         Err(_) => {
@@ -192,9 +215,19 @@ fn change(line: &[u8], target: &Target) -> Option<Change> {
 struct Lines {
     body: Body,
     read: Vec<u8>,
+    /// When to wait no longer.
+    end: Instant,
 }
 
 impl Lines {
+    fn of(body: Body, end: Instant) -> Self {
+        Self {
+            body,
+            read: Vec::new(),
+            end,
+        }
+    }
+
     /// The next line that is not empty; the error says why there is none.
     async fn next(&mut self, connections: &Connections) -> Result<Vec<u8>, String> {
         let mut searched = 0;
@@ -212,7 +245,8 @@ impl Lines {
             if searched > LONGEST_LINE {
                 return Err("the watch gave an event that is too large".into());
             }
-            match self.body.frame().await {
+            let frame = tokio::time::timeout_at(self.end, self.body.frame()).await;
+            match frame.map_err(|_| "the API server did not end the watch in time")? {
                 None => return Err("the API server ended the watch".into()),
                 Some(Err(error)) => return Err(connections.broken(&error).message),
                 // A frame that is no data is a trailer, which says nothing here.
@@ -226,6 +260,9 @@ impl Lines {
 
 /// The server ends the watch after this, and up to a minute more (`timeoutSeconds`).
 const SHORTEST_WATCH: Duration = Duration::from_secs(240);
+
+/// How much later than asked the server may end the watch.
+const LATEST_END: Duration = Duration::from_secs(15);
 
 /// Within this the watch has begun, or it is given up. A server that is overloaded may queue it.
 const OPEN_LIMIT: Duration = Duration::from_secs(30);

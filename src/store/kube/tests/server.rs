@@ -21,6 +21,8 @@ pub(super) enum Reply {
     With(u16, &'static str, String),
     /// Answers with these lines, one chunk each, and closes.
     Lines(Vec<String>),
+    /// Answers with these lines, and then says no more, but holds the connection.
+    Begin(Vec<String>),
     /// Closes the connection without an answer.
     Close,
     /// Says nothing, and holds the connection.
@@ -120,16 +122,14 @@ fn serve(
             Reply::Answer(code, body) => answer(&mut stream, code, "x: y", &body),
             Reply::With(code, header, body) => answer(&mut stream, code, header, &body),
             Reply::Lines(lines) => {
-                write!(
-                    stream,
-                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-                )
-                .unwrap();
-                for line in lines {
-                    write!(stream, "{:x}\r\n{line}\r\n", line.len()).unwrap();
-                    stream.flush().unwrap();
-                }
+                chunks(&mut stream, lines);
                 write!(stream, "0\r\n\r\n").unwrap();
+                return;
+            }
+            Reply::Begin(lines) => {
+                chunks(&mut stream, lines);
+                // Until the client goes away.
+                let _ = reader.read(&mut [0]);
                 return;
             }
             Reply::Close => return,
@@ -139,6 +139,19 @@ fn serve(
                 return;
             }
         }
+    }
+}
+
+/// Begins an answer with these lines, one chunk each.
+fn chunks(stream: &mut TcpStream, lines: Vec<String>) {
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    .unwrap();
+    for line in lines {
+        write!(stream, "{:x}\r\n{line}\r\n", line.len()).unwrap();
+        stream.flush().unwrap();
     }
 }
 

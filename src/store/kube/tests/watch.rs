@@ -89,3 +89,21 @@ async fn watch_has_a_connection_of_its_own() {
     store.read().await.unwrap();
     assert_eq!(server.connections(), [0, 1, 0]);
 }
+
+#[tokio::test]
+async fn watch_that_the_server_forgets_to_end_ends_by_itself() {
+    let event = json!({ "type": "MODIFIED", "object": lease("42") });
+    let server = Server::new([Reply::Begin(vec![format!("{event}\n")])]);
+    let store = server.store();
+    let mut watch = KubeWatch::start_for(
+        store.connections.clone(),
+        store.target.clone(),
+        None,
+        Duration::from_secs(1),
+        Duration::from_millis(1),
+    );
+    assert!(matches!(watch.next().await, Change::Written(_)));
+    let ended = "the API server did not end the watch in time";
+    assert_eq!(watch.next().await, Change::Ended(ended.into()));
+    assert!(server.seen()[0].line.contains("&timeoutSeconds=1 "));
+}
