@@ -273,6 +273,27 @@ async fn names_that_kubernetes_could_not_know_are_refused() {
 }
 
 #[tokio::test]
+async fn proxy_that_refuses_is_named_without_its_password() {
+    let server = Server::new([Reply::Answer(407, String::new())]);
+    let path = server.kubeconfig("token: abc");
+    let text = fs::read_to_string(&path).unwrap();
+    let direct = format!("server: 'http://{}'", server.address);
+    let proxied = format!(
+        "server: 'http://api.example', proxy-url: 'http://me:secret@{}'",
+        server.address
+    );
+    fs::write(&path, text.replace(&direct, &proxied)).unwrap();
+    let failure = server.store_from(path).read().await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unreachable);
+    let place = format!(
+        "(http://api.example:80 through the proxy http://{})",
+        server.address
+    );
+    let expected = format!("tunnel error: proxy authorization required {place}");
+    assert_eq!(failure.message, expected);
+}
+
+#[tokio::test]
 async fn proxy_is_asked_for_a_tunnel_to_the_api_server() {
     let server = Server::new([Reply::Answer(200, String::new()), found("41"), found("41")]);
     let path = server.kubeconfig("as: alice");
