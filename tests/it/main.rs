@@ -3,6 +3,7 @@
 mod bad_input;
 mod client_go;
 mod command;
+mod connection;
 mod control_plane;
 mod documents;
 mod hand_over;
@@ -10,6 +11,7 @@ mod image;
 mod loss;
 mod outages;
 mod processes;
+mod proxy;
 mod store_contract;
 mod wait;
 mod world;
