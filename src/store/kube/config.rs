@@ -120,6 +120,8 @@ impl ClusterConfig {
             }
             return Self::from_service_account(source, environment);
         }
+        // Stamped before they are read: a change in between is seen as one.
+        let stamps = stamped(files.iter().cloned());
         let merged = read_kubeconfigs(&files)?;
         let current = merged
             .current_context
@@ -131,7 +133,7 @@ impl ClusterConfig {
                 names(&files)
             ))
         })?;
-        Self::from_kubeconfig(source, environment, files, context, merged)
+        Self::from_kubeconfig(source, environment, stamps, context, merged)
     }
 
     /// Reads the same files again, for the credentials in them.
@@ -145,8 +147,9 @@ impl ClusterConfig {
         let new = match &self.origin {
             Origin::ServiceAccount => Self::from_service_account(source, environment)?,
             Origin::Kubeconfig { files, context } => {
+                let stamps = stamped(files.iter().cloned());
                 let merged = read_kubeconfigs(files)?;
-                Self::from_kubeconfig(source, environment, files.clone(), context.clone(), merged)?
+                Self::from_kubeconfig(source, environment, stamps, context.clone(), merged)?
             }
         };
         if new.config.cluster_url != self.config.cluster_url {
@@ -197,14 +200,17 @@ impl ClusterConfig {
     fn from_kubeconfig(
         source: Source,
         environment: Environment,
-        files: Vec<PathBuf>,
+        mut stamps: Vec<(PathBuf, Option<Stamp>)>,
         context: String,
         merged: Kubeconfig,
     ) -> Result<Self, Failure> {
+        let files: Vec<PathBuf> = stamps.iter().map(|(path, _)| path.clone()).collect();
         let place = names(&files);
-        // Stamped before they are read: a change in between is seen as one.
-        let stamped = stamped(files.iter().cloned());
         let cluster = cluster_of(&merged, &context);
+        let authority = cluster
+            .as_ref()
+            .and_then(|cluster| cluster.certificate_authority.as_ref());
+        stamps.extend(stamped(authority.map(PathBuf::from)));
         let context_namespace =
             context_of(&merged, &context).and_then(|context| context.namespace.clone());
         let options = KubeConfigOptions {
@@ -227,20 +233,16 @@ impl ClusterConfig {
             )?),
             _ => environment.proxies.proxy_for(&config.cluster_url)?,
         };
-        let authority = cluster
-            .and_then(|cluster| cluster.certificate_authority)
-            .map(PathBuf::from);
         let mut new = Self {
             source,
             environment,
             origin: Origin::Kubeconfig { files, context },
             context_namespace: context_namespace.filter(|name| !name.is_empty()),
-            files: stamped,
+            files: stamps,
             config,
             exec: None,
             proxy,
         };
-        new.files.extend(self::stamped(authority));
         new.check(&place)?;
         Ok(new)
     }
