@@ -1,0 +1,288 @@
+//! Credentials that change, and the plugins that give them.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use http::Method;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{
+    VERBS, assert_holding, assert_refused, kubeconfig_as, lease_exec, replace, wait_for_status,
+    witness,
+};
+use crate::{
+    control_plane::{ControlPlane, User},
+    wait::{LIMIT, wait_until},
+    world::{World, is_alive},
+};
+
+// === Credentials that change ===
+
+#[test]
+fn a_token_file_that_rotates_is_read_again_and_the_command_never_notices() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace();
+    let [old, new] = ["old", "new"].map(|account| {
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        control_plane.grant(namespace, &user, VERBS);
+        let token = control_plane.token(namespace, account);
+        wait_for_status(&world, &User::Token(token.clone()), 404);
+        token
+    });
+    let file = world.path().join("token");
+    fs::write(&file, &old).expect("written");
+    let kubeconfig = kubeconfig_as(&world, &json!({"tokenFile": file}));
+    let holder = witness(&world, &kubeconfig).start();
+    world.wait_for_starts(1);
+
+    replace(&file, &new);
+    let account = format!("/api/v1/namespaces/{namespace}/serviceaccounts/old");
+    let (status, _) = control_plane.raw(Method::DELETE, &account, None);
+    assert_eq!(status, 200);
+    wait_for_status(&world, &User::Token(old), 401);
+    assert_holding(&world);
+    let said = holder.stderr();
+    assert!(!said.contains("failed to renew"), "{said}");
+    holder.signal(Signal::SIGTERM);
+    holder.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn a_client_certificate_that_rotates_file_by_file_is_taken_up_when_it_is_whole() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace();
+    let [old, new] = ["old", "new"].map(|user| {
+        control_plane.grant(namespace, user, VERBS);
+        let identity = control_plane.client_certificate(user, &[]);
+        wait_for_status(&world, &User::Certificate(identity.clone()), 404);
+        identity
+    });
+    let [certificate, key] = ["certificate", "key"].map(|name| world.path().join(name));
+    fs::write(&certificate, &old.certificate).expect("written");
+    fs::write(&key, &old.key).expect("written");
+    let user = json!({"client-certificate": certificate, "client-key": key});
+    let holder = witness(&world, &kubeconfig_as(&world, &user)).start();
+    world.wait_for_starts(1);
+
+    // Half-way, certificate and key don't match, and what was read before has to do.
+    replace(&certificate, &new.certificate);
+    holder.wait_until_it_says("can't renew the credentials");
+    assert_holding(&world);
+    replace(&key, &new.key);
+    // Nothing tells when it has read them, but it looks before each renewal.
+    assert_holding(&world);
+    let binding =
+        format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings/old");
+    let (status, _) = control_plane.raw(Method::DELETE, &binding, None);
+    assert_eq!(status, 200);
+    wait_for_status(&world, &User::Certificate(old), 403);
+    assert_holding(&world);
+    let said = holder.stderr();
+    assert!(!said.contains("failed to renew"), "{said}");
+}
+
+// === Credential plugins ===
+
+/// A plugin that is a shell script. It starts with one line in `runs`.
+struct Plugin {
+    kubeconfig: PathBuf,
+    directory: PathBuf,
+}
+
+impl Plugin {
+    /// Writes a plugin and a kubeconfig that names it. The script runs in the world's directory.
+    fn new(world: &World<'_>, script: &str) -> Self {
+        let directory = world.path().to_owned();
+        let program = directory.join("plugin");
+        let script = format!(
+            "#!/bin/sh\ncd '{}'\necho $$ >>runs\n{script}",
+            directory.display()
+        );
+        fs::write(&program, script).expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("made executable");
+        let exec = json!({
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": program,
+            "interactiveMode": "Never",
+        });
+        let kubeconfig = kubeconfig_as(world, &json!({"exec": exec}));
+        Self {
+            kubeconfig,
+            directory,
+        }
+    }
+
+    /// The pids of the plugin's runs so far.
+    fn runs(&self) -> Vec<i32> {
+        pids(&self.directory.join("runs"))
+    }
+}
+
+fn pids(path: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// A script that gives this token.
+fn gives(token: &str) -> String {
+    let credential = json!({
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": token},
+    });
+    format!("echo '{credential}'\n")
+}
+
+/// The token of a new service account of the world's that may use the lease.
+fn token(world: &World<'_>) -> String {
+    let control_plane = ControlPlane::shared();
+    let namespace = world.namespace();
+    let user = format!("system:serviceaccount:{namespace}:plugged");
+    control_plane.grant(namespace, &user, VERBS);
+    let token = control_plane.token(namespace, "plugged");
+    wait_for_status(world, &User::Token(token.clone()), 404);
+    token
+}
+
+#[test]
+fn a_credential_plugin_runs_once_for_a_token_that_lasts() {
+    let world = World::on_kubernetes();
+    let plugin = Plugin::new(&world, &gives(&token(&world)));
+    let holder = witness(&world, &plugin.kubeconfig).start();
+    world.wait_for_starts(1);
+    assert_holding(&world);
+    holder.signal(Signal::SIGTERM);
+    holder.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(world.holder(), "");
+    assert_eq!(plugin.runs().len(), 1);
+}
+
+#[test]
+fn a_credential_plugin_is_run_again_before_its_token_expires() {
+    let world = World::on_kubernetes();
+    let credential = gives(&token(&world)).replace(
+        r#""status":{"#,
+        r#""status":{"expirationTimestamp":"'"$(date -u -d "@$(($(date +%s) + 30))" +%FT%TZ)"'","#,
+    );
+    let plugin = Plugin::new(&world, &credential);
+    let holder = witness(&world, &plugin.kubeconfig).start();
+    world.wait_for_starts(1);
+    // By then it has printed what can be read, and been run again for what is about to expire.
+    wait_until("the plugin has run thrice", LIMIT, || {
+        (plugin.runs().len() >= 3).then_some(())
+    });
+    assert_holding(&world);
+    let said = holder.stderr();
+    assert!(!said.contains("can't renew the credentials"), "{said}");
+}
+
+#[test]
+fn a_credential_plugin_that_fails_at_first_or_gives_an_old_token_is_run_again() {
+    let world = World::on_kubernetes();
+    let token = token(&world);
+    for first in ["exit 3\n", &gives("no-such-token")] {
+        let script = format!(
+            "if ! [ -e tried ]; then touch tried; {first}exit; fi\n{}",
+            gives(&token)
+        );
+        let plugin = Plugin::new(&world, &script);
+        let runs = plugin.runs().len();
+        let finished = lease_exec(&world, &plugin.kubeconfig)
+            .command(["echo", "done"])
+            .run();
+        assert_eq!(finished.assert_code(0).stdout(), "done\n");
+        assert_eq!(plugin.runs().len(), runs + 2);
+        fs::remove_file(world.path().join("tried")).expect("removed");
+    }
+}
+
+#[test]
+fn a_credential_plugin_that_hangs_holds_up_neither_an_attempt_nor_the_end() {
+    let world = World::on_kubernetes();
+    let hanging = "sleep 7777 & echo $! >>children\nwait\n";
+    let plugin = Plugin::new(&world, hanging);
+    let assert_nothing_stays = |runs: usize| {
+        let children = pids(&world.path().join("children"));
+        let all = [plugin.runs(), children].concat();
+        assert_eq!(all.len(), 2 * runs, "{all:?}");
+        wait_until(format!("{all:?} are dead"), LIMIT, || {
+            (!all.iter().any(|pid| is_alive(*pid))).then_some(())
+        });
+    };
+    lease_exec(&world, &plugin.kubeconfig)
+        .args(["-q", "--no-wait"])
+        .command(["true"])
+        .run()
+        .assert_code(69)
+        .assert_says("no answer within 2s");
+    assert_nothing_stays(1);
+
+    let candidate = lease_exec(&world, &plugin.kubeconfig)
+        .command(["true"])
+        .start();
+    candidate.wait_until_it_says("can't reach the store");
+    candidate.signal(Signal::SIGTERM);
+    // Far less than the plugin takes, and than it is allowed.
+    candidate.wait().assert_signal(Signal::SIGTERM);
+    assert_nothing_stays(2);
+    assert!(world.lease().is_none());
+}
+
+#[test]
+fn no_signal_is_blocked_in_a_credential_plugin() {
+    let world = World::on_kubernetes();
+    let look = "grep -h SigBlk /proc/self/status /proc/$PPID/status >blocked";
+    let plugin = Plugin::new(&world, &format!("{look}\n{}", gives(&token(&world))));
+    lease_exec(&world, &plugin.kubeconfig)
+        .command(["true"])
+        .run()
+        .assert_code(0);
+    let blocked = fs::read_to_string(world.path().join("blocked")).expect("read");
+    let [of_plugin, ours] = blocked.lines().collect::<Vec<_>>()[..] else {
+        panic!("not two masks: {blocked}");
+    };
+    let nothing = "SigBlk:\t0000000000000000";
+    assert_eq!(of_plugin, nothing);
+    assert_ne!(
+        ours, nothing,
+        "a plugin that inherited our mask would not be noticed"
+    );
+}
+
+#[test]
+fn a_credential_plugin_without_credentials_is_one_sentence_and_78() {
+    let world = World::on_kubernetes();
+    for (script, text) in [
+        ("echo no", "printed something else than an ExecCredential"),
+        ("echo '{}'", "gave neither a token nor a client certificate"),
+        ("exit 3", "failed with exit status: 3"),
+        ("kill -KILL $$", "failed with signal: 9"),
+    ] {
+        let plugin = Plugin::new(&world, script);
+        let program = world.path().join("plugin").display().to_string();
+        let invocation = || lease_exec(&world, &plugin.kubeconfig).args(["-q"]);
+        let finished = invocation().args(["--no-wait"]).command(["true"]).run();
+        assert_refused(&finished, 78, &[&program, text]);
+        // Without it a plugin gets another try, and of the first failure there is a line, too.
+        let finished = invocation().command(["true"]).run();
+        finished
+            .assert_code(78)
+            .assert_says(&program)
+            .assert_says(text);
+    }
+    fs::remove_file(world.path().join("plugin")).expect("removed");
+    let missing = lease_exec(
+        &world,
+        &kubeconfig_as(&world, &json!({"exec": {"command": "/nonexistent/plugin"}})),
+    );
+    let finished = missing.args(["-q"]).command(["true"]).run();
+    assert_refused(&finished, 78, &["/nonexistent/plugin", "no such file"]);
+    assert!(world.lease().is_none());
+}
