@@ -9,6 +9,7 @@ mod kubeconfig;
 mod requests;
 mod scheduler;
 mod servers;
+#[cfg(test)]
 mod tests;
 
 use std::fs;
