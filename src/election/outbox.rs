@@ -252,6 +252,13 @@ impl Outbox {
         }
     }
 
+    /// Lets [`Self::keep_watching`] replace the watch, which has proven to be silent.
+    pub(super) fn watch_anew(&mut self) {
+        if let Watching::Since(_) = self.watching {
+            self.watching = Watching::No { not_before: None };
+        }
+    }
+
     /// When the watch may be opened again, if it is down.
     pub(super) fn next_watch(&self, now: Instant) -> Option<Duration> {
         match self.watching {

@@ -64,6 +64,8 @@ fn a_renewal_that_was_not_seen_makes_the_take_over_fail_and_the_wait_begin_again
     bench.settle();
     assert_eq!(bench.starts(), 0);
     assert_eq!(bench.holder(), Some("other_1"));
+    let watches = bench.did(|action| matches!(action, Action::Watch(_)));
+    assert_eq!(watches, 2, "a watch that had said nothing was kept");
     bench.pass(seconds(14.9));
     assert!(
         !bench.is_writing(),

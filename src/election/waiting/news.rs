@@ -41,6 +41,10 @@ impl Waiting {
             }
             (Pending::Write(..), Reply::Written(Ok(Outcome::Conflict))) => {
                 self.note_success(outbox);
+                if matches!(self.known, Known::Held(_)) {
+                    // It was renewed, and the watch did not say so for a whole duration.
+                    outbox.watch_anew();
+                }
                 self.conflicts += 1;
                 if self.conflicts > 1 {
                     let after = outbox.retry_period();
