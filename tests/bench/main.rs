@@ -155,8 +155,9 @@ fn report_take_over(ground: &Ground, stamps: &Stamps, contenders: &[Contender], 
     let mut since_expiry = Samples::of(recording.map(Contender::name));
     for round in 0..rounds {
         let mut expiries = since_expiry.columns();
-        // Spread, as otherwise all crashes would come as long after a renewal.
-        let moment = CRASH_LEASE.mul_f64(round as f64 / rounds as f64);
+        // Spread by the golden ratio, so that no period of renewals makes all crashes come as long
+        // after one.
+        let moment = CRASH_LEASE.mul_f64((round as f64 * 0.618).fract());
         for (contender, since_kill) in expiring.iter().zip(since_kill.columns()) {
             let take_over = take_over(ground, stamps, *contender, moment);
             since_kill.push(take_over.started.since(take_over.killed));
@@ -286,6 +287,8 @@ fn describe(ground: &Ground) {
         "All servers run on this machine; etcd, the file store and flock's file are in {}.",
         env::temp_dir().display()
     );
+    println!("etcdctl speaks to etcd itself, without TLS and without an API server in between.");
+    println!("The guard locks its memory, so that all of the program file is resident in it.");
     println!("With fewer than 100 rounds p99 is the largest sample.");
 }
 
