@@ -315,5 +315,6 @@ const LARGEST_FILE: u64 = 1 << 20;
 /// caller's own limit (2 s by default) must be longer, or its user would never read which lock it is.
 pub(super) const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
-/// How soon the lock is tried again: less than a write takes.
-const LOCK_RETRY: Duration = Duration::from_millis(2);
+/// How soon the lock is tried again. The rename wakes a standby while the writer still holds the lock
+/// for the directory's fsync, so this is part of every hand-over.
+const LOCK_RETRY: Duration = Duration::from_micros(200);
