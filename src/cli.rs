@@ -343,7 +343,10 @@ impl Config {
         Ok(Self {
             name,
             namespace,
-            identity: identity(args.identity.as_deref())?,
+            identity: match args.identity.clone() {
+                Some(text) => check_identity("--identity", &text).map(|()| Some(text))?,
+                None => None,
+            },
             place: place(&args)?,
             create: match args.create {
                 CreateArg::Auto => Create::Auto,
@@ -451,24 +454,31 @@ pub fn check_name(what: &str, name: &str, most: usize, dots: bool) -> Result<(),
     Ok(())
 }
 
-fn identity(text: Option<&str>) -> Result<Option<String>, UsageError> {
-    let Some(text) = text else { return Ok(None) };
+/// Checks the readable part of an identity, which `what` names.
+///
+/// # Errors
+///
+/// [`UsageError`] if it is empty, too long, or would not fit on a line.
+pub fn check_identity(what: &str, text: &str) -> Result<(), UsageError> {
     if text.is_empty() {
-        return refuse("--identity is empty");
+        return refuse(format!("{what} is empty"));
     }
     if text.len() > 200 {
         return refuse(format!(
-            "--identity has {} bytes, but at most 200 are allowed",
+            "{what} has {} bytes, but at most 200 are allowed",
             text.len()
         ));
     }
     match text.chars().find(|letter| letter.is_control()) {
-        Some(letter) => refuse(format!("--identity holds the control character {letter:?}")),
-        None => Ok(Some(text.to_owned())),
+        Some(letter) => refuse(format!("{what} holds the control character {letter:?}")),
+        None => Ok(()),
     }
 }
 
 fn place(args: &Args) -> Result<Place, UsageError> {
+    if args.impersonate.as_deref() == Some("") {
+        return refuse("--as is empty");
+    }
     match args.store.split_once(':') {
         None if args.store == "kube" => Ok(Place::Kube {
             kubeconfig: args.kubeconfig.clone(),

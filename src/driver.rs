@@ -71,7 +71,10 @@ pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings)
         environment: vec![
             ("LEASE_NAME", parts.lease.1),
             ("LEASE_NAMESPACE", parts.lease.0),
-            ("LEASE_HOLDER_IDENTITY", settings.identity.to_string()),
+            (
+                "LEASE_HOLDER_IDENTITY",
+                settings.identity.as_str().to_owned(),
+            ),
         ],
         request_timeout: settings.timing.request_timeout,
         consequence: None,

@@ -28,10 +28,21 @@ impl Identity {
     }
 }
 
+/// For people, on one line: whoever may write the lease may put anything into it.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "{}", one_line(&self.0))
     }
+}
+
+/// A text with its control characters written out, so that it can't pretend to be more than one
+/// line.
+pub fn one_line(text: &str) -> String {
+    let escaped = text.chars().map(|letter| match letter {
+        letter if letter.is_control() => letter.escape_default().to_string(),
+        letter => letter.to_string(),
+    });
+    escaped.collect()
 }
 
 /// A `metadata.uid`: which object of that name it is. A Lease that was deleted and made again has

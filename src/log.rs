@@ -26,6 +26,7 @@ use crate::{
     cli::{LogFormat, Verbosity},
     driver::Ending,
     exit::Exit,
+    lease::one_line,
 };
 
 /// How many lines may wait for a slow reader.
@@ -99,7 +100,7 @@ impl Log {
 /// The one error of a program that ends before its log has begun.
 pub fn error_line(format: LogFormat, message: &str) -> String {
     match format {
-        LogFormat::Text => format!("lease-exec: {message}"),
+        LogFormat::Text => format!("lease-exec: {}", one_line(message)),
         LogFormat::Json => serde_json::json!({ "level": "ERROR", "message": message }).to_string(),
     }
 }

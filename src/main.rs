@@ -7,7 +7,7 @@ use std::{env, io::Write, process::ExitCode};
 
 use anyhow::Context;
 use lease_exec::{
-    cli::{self, Config, LogFormat, Place, Request},
+    cli::{self, Config, LogFormat, Place, Request, UsageError},
     driver::{self, Ending, Parts},
     election::Settings,
     exit::Exit,
@@ -35,7 +35,14 @@ fn main() -> ExitCode {
     let format = config.log_format;
     let mut above = Above::Caller;
     let ending = run(*config, &mut above);
-    let ending = ending.unwrap_or_else(|error| Ending::new(Exit::Internal, format!("{error:#}")));
+    let ending = ending.unwrap_or_else(|error| {
+        let exit = if error.is::<UsageError>() {
+            Exit::Usage
+        } else {
+            Exit::Internal
+        };
+        Ending::new(exit, format!("{error:#}"))
+    });
     match (ending.exit, ending.message) {
         (Exit::Signal(signal), None) => signals::die_of(signal, above),
         (exit, None) => ExitCode::from(exit.code()),
@@ -66,7 +73,9 @@ enum Prepared {
 
 fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     let inherited = Inherited::at_entry()?;
-    let signals = Signals::block(inherited);
+    // Until the guard is forked a signal may end us as any program. Only PID 1 has to catch what
+    // comes early, because to it the kernel sends no signal that has no handler.
+    let early = (std::process::id() == 1).then(|| Signals::block(inherited));
     let command = match Command::find(&config.command) {
         Ok(command) => command,
         Err(error) => return Ok(Ending::new(driver::exit_of(error.kind), error.message)),
@@ -82,6 +91,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     let options = Options {
         kill_budget: config.timing.kill_budget,
     };
+    let signals = early.unwrap_or_else(|| Signals::block(inherited));
     let supervisor = Supervisor::begin(inherited, command, options)?;
     *above = supervisor.above();
     // From here on there may be threads.
@@ -171,7 +181,9 @@ fn readable_identity(config: &Config) -> anyhow::Result<String> {
     if let Some(text) = &config.identity {
         return Ok(text.clone());
     }
-    if let Some(text) = env::var("POD_NAME").ok().filter(|text| !text.is_empty()) {
+    if let Some(text) = env::var_os("POD_NAME").filter(|text| !text.is_empty()) {
+        let text = text.to_string_lossy().into_owned();
+        cli::check_identity("POD_NAME", &text)?;
         return Ok(text);
     }
     let name = nix::unistd::gethostname().context("read the host name")?;

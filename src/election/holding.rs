@@ -217,6 +217,16 @@ impl Holding {
             let message = message.unwrap_or_else(|| "no answer in time".to_owned());
             self.give_up(outbox, now, message);
         }
+        if let (Phase::Preparing { .. }, Some(timer)) = (self.phase, self.wait_timer(outbox))
+            && timer.is_due(now)
+        {
+            let message = "--wait ran out before the command could start".to_owned();
+            let exit = match &self.trouble {
+                Some(_) => Exit::Unreachable,
+                None => outbox.settings.conflict,
+            };
+            self.abandon(outbox, now, exit, Some(message));
+        }
         if self.phase != Phase::Running {
             return;
         }
@@ -246,6 +256,15 @@ impl Holding {
             outbox.report(Report::Killing);
             outbox.act(Action::Kill);
         }
+    }
+
+    /// `--wait` also bounds the time that the command is kept from starting.
+    fn wait_timer(&self, outbox: &Outbox) -> Option<Timer> {
+        let after = outbox.settings.wait.filter(|wait| !wait.is_zero())?;
+        Some(Timer {
+            since: self.started,
+            after,
+        })
     }
 
     /// The lease stays as it is.
@@ -303,8 +322,12 @@ impl Holding {
                 next.extend(self.kill_after.map(|timer| timer.left(now)));
             }
         }
-        if let Phase::Gone(Release::Due { give_up }) = self.phase {
-            next.push(give_up.left(now));
+        match self.phase {
+            Phase::Gone(Release::Due { give_up }) => next.push(give_up.left(now)),
+            Phase::Preparing { .. } => {
+                next.extend(self.wait_timer(outbox).map(|timer| timer.left(now)));
+            }
+            Phase::Running | Phase::Gone(Release::Settled) => {}
         }
         if outbox.is_idle() && self.may_write() {
             next.push(self.renewal.left(now));
@@ -351,10 +374,11 @@ impl Holding {
         if let Phase::Preparing { since, quarantine } = self.phase
             && now.at.observed_since(since) >= quarantine
             && !self.doubt
+            && self.is_fresh(outbox, now.at)
         {
-            self.start_or_renew(outbox, now);
+            self.start(outbox);
         }
-        if outbox.is_idle() && self.renewal.is_due(now.at) {
+        if self.renewal.is_due(now.at) {
             if self.doubt {
                 outbox.read(now.at);
             } else {
@@ -365,13 +389,14 @@ impl Holding {
         Next::Stay
     }
 
-    /// Starts the command if enough of the term is left, and otherwise renews first.
-    fn start_or_renew(&mut self, outbox: &mut Outbox, now: Now) {
-        let used = now.at.held_since(self.sent);
-        if used > outbox.settings.timing.lease_duration / 2 || used >= self.renew_deadline(outbox) {
-            self.renew(outbox, now);
-            return;
-        }
+    /// Whether enough of the term is left to start the command. If not, the next renewal, which is
+    /// due then, makes it so.
+    fn is_fresh(&self, outbox: &Outbox, now: Instant) -> bool {
+        let used = now.held_since(self.sent);
+        used <= outbox.settings.timing.lease_duration / 2 && used < self.renew_deadline(outbox)
+    }
+
+    fn start(&mut self, outbox: &mut Outbox) {
         self.phase = Phase::Running;
         outbox.act(Action::Start(Term {
             token: self.token.clone(),

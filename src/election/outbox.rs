@@ -7,7 +7,7 @@ use crate::{
     clock::{Instant, Now, WallTime},
     exit::Exit,
     lease::{Claim, Record, Version},
-    store::{Change, Write},
+    store::{Change, Failure, FailureKind, Write},
 };
 
 /// How many writes of unknown fate are remembered. To forget one is safe: its success is then
@@ -177,6 +177,14 @@ impl Outbox {
             .copied()
     }
 
+    /// Whether this is what that write makes. A proxy or an admission webhook may answer with
+    /// something else, and nothing may rest on it.
+    pub(super) fn is_result(&self, attempt: Attempt, claim: &Claim) -> bool {
+        let record = &claim.record;
+        record.holder.as_ref() == Some(&self.settings.identity)
+            && record.renew_time == Some(attempt.stamp)
+    }
+
     /// Forgets a write that was certainly not carried out, or whose success is known.
     pub(super) fn settle(&mut self, settled: Attempt) {
         self.attempts
@@ -300,6 +308,15 @@ impl Outbox {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
         (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// What an answer to a write that holds something else is worth.
+pub(super) fn unlike() -> Failure {
+    Failure {
+        kind: FailureKind::Unreachable,
+        message: "the answer to a write holds something else than what was written".to_owned(),
+        retry_after: None,
     }
 }
 

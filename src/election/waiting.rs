@@ -40,6 +40,8 @@ pub(super) struct Waiting {
     unauthorized: u32,
     /// Why the last attempt failed, if it did.
     trouble: Option<String>,
+    /// It was a write: that reads succeed is no news then.
+    cannot_write: bool,
     /// The holder that the user was told of.
     told: Option<Identity>,
 }
@@ -102,6 +104,7 @@ impl Waiting {
             conflicts: 0,
             unauthorized: 0,
             trouble: None,
+            cannot_write: false,
             told: None,
         }
     }

@@ -75,6 +75,64 @@ fn wrong_usage_is_64() {
 }
 
 #[test]
+fn a_pod_name_that_would_break_a_line_is_64() {
+    let world = World::on_files();
+    let finished = world
+        .lease_exec()
+        .env("POD_NAME", "two\nlines")
+        .command(["true"])
+        .run();
+    assert_refused(&finished, 64, &["POD_NAME", "'\\n'"]);
+    assert!(world.lease().is_none());
+}
+
+#[test]
+fn a_full_disk_ends_one_attempt_with_69() {
+    let world = World::on_files();
+    world.lease_exec().command(["true"]).run().assert_code(0);
+    // A file may have no bytes any more, so that reads succeed and writes fail; the signal that goes
+    // with it is ignored.
+    let script = "ulimit -f 0; trap '' XFSZ; exec \"$0\" \"$@\"";
+    let store = format!("file:{}", world.store().display());
+    let finished = world.shell(
+        script,
+        &[
+            "--lease",
+            LEASE,
+            "--store",
+            &store,
+            "-q",
+            "--no-wait",
+            "true",
+        ],
+    );
+    finished.assert_code(69);
+    assert!(finished.stderr.lines().count() <= 2, "{}", finished.stderr);
+}
+
+#[test]
+fn a_terminating_signal_ends_us_while_a_kubeconfig_is_read() {
+    let world = World::on_files();
+    let fifo = world.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO can be made");
+    let running = world
+        .invocation()
+        .args(["--lease", LEASE, "--kubeconfig"])
+        .args([&fifo])
+        .args(["--", "true"])
+        .start();
+    wait_until("lease-exec waits for the FIFO", LIMIT, || {
+        let path = format!("/proc/{}/wchan", running.pid());
+        let wchan = fs::read_to_string(path).unwrap_or_default();
+        (wchan.contains("fifo") || wchan.contains("wait_for_partner")).then_some(())
+    });
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running
+        .wait()
+        .assert_signal(nix::sys::signal::Signal::SIGTERM);
+}
+
+#[test]
 fn a_file_store_without_a_usable_directory_is_78() {
     let world = World::on_files();
     let run = |directory: &Path| {

@@ -114,9 +114,20 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Runs a shell script that is given lease-exec and these arguments as `$0` and `$@`.
+    pub(crate) fn shell(&self, script: &str, args: &[&str]) -> Finished {
+        let program = env!("CARGO_BIN_EXE_lease-exec");
+        let shell = self.invocation_of("sh");
+        shell.args(["-c", script, program]).args(args).run()
+    }
+
     /// lease-exec without any arguments.
     pub(crate) fn invocation(&self) -> Invocation {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lease-exec"));
+        self.invocation_of(env!("CARGO_BIN_EXE_lease-exec"))
+    }
+
+    fn invocation_of(&self, program: &str) -> Invocation {
+        let mut command = Command::new(program);
         clean_environment(&mut command);
         command.stdin(Stdio::null());
         let number = self.instances.fetch_add(1, Ordering::Relaxed);

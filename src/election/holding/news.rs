@@ -7,7 +7,7 @@ use crate::{
     clock::{Instant, Now},
     election::{
         Action, Reply, Report,
-        outbox::{Attempt, Outbox, Pending, Timer},
+        outbox::{Attempt, Outbox, Pending, Timer, unlike},
     },
     lease::Claim,
     store::{Change, Failure, FailureKind, Outcome},
@@ -25,7 +25,10 @@ impl Holding {
             }
             (Some(Pending::Write(_, attempt)), Reply::Written(Ok(Outcome::Written(claim)))) => {
                 self.conflicts = 0;
-                if claim.version < self.seen {
+                if !outbox.is_result(attempt, &claim) {
+                    self.doubt = true;
+                    self.on_failure(outbox, now.at, attempt.sent, unlike());
+                } else if claim.version < self.seen {
                     // Something newer was seen: read back what became of our write.
                     self.doubt = true;
                     self.renewal = at_once(now.at);
@@ -72,6 +75,7 @@ impl Holding {
         self.seen = claim.version.clone();
         self.claim = claim;
         self.doubt = false;
+        self.trouble = None;
         self.renewal = Timer {
             since: attempt.sent,
             after: outbox.settings.timing.retry_period,

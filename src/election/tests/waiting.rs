@@ -251,6 +251,100 @@ fn one_attempt_ends_when_the_server_is_out_of_reach() {
 }
 
 #[test]
+fn one_attempt_ends_when_reads_succeed_and_writes_fail() {
+    let once = Settings {
+        wait: Some(Duration::ZERO),
+        ..settings()
+    };
+    let mut bench = Bench::new(once);
+    while bench.exit().is_none() {
+        assert!(bench.actions.len() < 20, "tries on and on");
+        if bench.is_writing() {
+            bench.lose_reply(false);
+        } else {
+            bench.reply();
+        }
+    }
+    assert_eq!(bench.exit(), Some(Exit::Unreachable));
+}
+
+#[test]
+fn writes_that_fail_while_reads_succeed_are_told_once() {
+    let mut bench = Bench::new(settings());
+    for _ in 0..20 {
+        if bench.is_writing() {
+            bench.lose_reply(false);
+        } else if bench.is_reading() {
+            bench.reply();
+        }
+        bench.pass(seconds(1.0));
+    }
+    let told = bench.did(|action| {
+        matches!(
+            action,
+            Action::Report(Report::Unreachable(_) | Report::Reachable)
+        )
+    });
+    assert_eq!(told, 1);
+}
+
+#[test]
+fn an_answer_with_a_stranger_in_it_starts_nothing() {
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    let (id, reply) = bench.carry_out();
+    let Reply::Written(Ok(Outcome::Written(mut claim))) = reply else {
+        panic!("not written: {reply:?}");
+    };
+    claim.record.holder = Some(identity("mallory"));
+    bench.event(Event::Reply(
+        id,
+        Reply::Written(Ok(Outcome::Written(claim))),
+    ));
+    assert_eq!(bench.starts(), 0);
+    bench.pass(seconds(2.5));
+    bench.settle();
+    assert_eq!(bench.starts(), 1, "what is stored is ours after all");
+}
+
+#[test]
+fn the_wait_also_bounds_the_time_from_the_lease_to_the_start() {
+    let careful = Settings {
+        create: Create::Quarantine,
+        wait: Some(seconds(5.0)),
+        ..settings()
+    };
+    let mut bench = Bench::new(careful);
+    bench.settle();
+    bench.pass(seconds(2.1));
+    bench.settle();
+    assert_eq!(bench.exit(), None);
+    bench.pass(seconds(3.0));
+    bench.settle();
+    assert_eq!(bench.exit(), Some(Exit::Conflict(75)));
+    assert_eq!(bench.starts(), 0);
+    assert_eq!(bench.holder(), None);
+}
+
+#[test]
+fn answers_that_are_too_slow_for_a_start_are_not_hurried() {
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    let mut writes = 0;
+    for _ in 0..5 {
+        assert!(bench.is_writing());
+        writes += 1;
+        bench.jump(seconds(8.0));
+        bench.reply();
+    }
+    assert_eq!(bench.starts(), 0);
+    assert_eq!(
+        bench.did(|action| matches!(action, Action::Write(..))),
+        writes + 1
+    );
+}
+
+#[test]
 fn a_wait_that_runs_out_tells_a_holder_from_an_outage() {
     let patient = Settings {
         wait: Some(seconds(5.0)),

@@ -8,7 +8,7 @@ use crate::{
     election::{
         Create, Reply, Report,
         holding::Holding,
-        outbox::{Attempt, Outbox, Pending, Timer},
+        outbox::{Attempt, Outbox, Pending, Timer, unlike},
     },
     exit::Exit,
     lease::Claim,
@@ -25,9 +25,13 @@ impl Waiting {
         reply: Reply,
     ) -> Option<Box<Holding>> {
         match (outbox.answered()?, reply) {
-            (Pending::Read(_), Reply::Read(Ok(claim))) => {
-                self.note_success(outbox);
-                self.on_read(outbox, now, claim)
+            (Pending::Read(_), Reply::Read(Ok(claim))) => self.on_read(outbox, now, claim),
+            (Pending::Write(_, attempt), Reply::Written(Ok(Outcome::Written(claim))))
+                if !outbox.is_result(attempt, &claim) =>
+            {
+                self.cannot_write = true;
+                self.on_failure(outbox, now, unlike());
+                None
             }
             (Pending::Write(_, attempt), Reply::Written(Ok(Outcome::Written(claim)))) => {
                 self.note_success(outbox);
@@ -59,6 +63,7 @@ impl Waiting {
                 if failure.kind != FailureKind::Unreachable {
                     outbox.settle(attempt);
                 }
+                self.cannot_write = true;
                 self.on_failure(outbox, now, failure);
                 None
             }
@@ -84,6 +89,7 @@ impl Waiting {
             .as_ref()
             .and_then(|claim| outbox.attempt_behind(claim));
         if let (Some(attempt), Some(claim)) = (ours, &claim) {
+            self.note_success(outbox);
             return Some(self.acquired(outbox, now, attempt, claim.clone()));
         }
         if self.leaving.is_some() {
@@ -98,6 +104,13 @@ impl Waiting {
                 let aged = is_aged(outbox, &claim);
                 self.learn(outbox, now.at, claim, aged);
             }
+        }
+        if !self.cannot_write || matches!(self.known, Known::Held(_)) {
+            self.note_success(outbox);
+        } else if outbox.settings.wait == Some(Duration::ZERO) {
+            // This was the look at what became of the one write.
+            outbox.settle_all();
+            self.leave(Exit::Unreachable, self.trouble.clone());
         }
         if self.conflicts >= CONFLICTS && outbox.settings.wait == Some(Duration::ZERO) {
             let message =
@@ -156,6 +169,7 @@ impl Waiting {
 
     fn note_success(&mut self, outbox: &mut Outbox) {
         self.trouble = None;
+        self.cannot_write = false;
         self.unauthorized = 0;
         if outbox.in_trouble {
             outbox.in_trouble = false;
