@@ -227,7 +227,7 @@ fn a_credential_plugin_that_hangs_holds_up_neither_an_attempt_nor_the_end() {
     let candidate = lease_exec(&world, &plugin.kubeconfig)
         .command(["true"])
         .start();
-    candidate.wait_until_it_says("can't reach the store");
+    candidate.wait_until_it_says("can't get at the lease");
     candidate.signal(Signal::SIGTERM);
     // Far less than the plugin takes, and than it is allowed.
     candidate.wait().assert_signal(Signal::SIGTERM);
