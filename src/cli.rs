@@ -12,6 +12,7 @@ use clap::{
 use crate::{
     election::{Create, Requested, Timing},
     exit::{CONFLICT, Exit},
+    supervisor::{Audience, Leftovers, Privileges},
 };
 
 /// Run a command only while holding a Kubernetes Lease
@@ -124,6 +125,18 @@ struct Args {
     /// After a forwarded TERM, INT, HUP or QUIT, SIGKILL the tree this much later [default: never]
     #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Ending")]
     kill_after: Option<Duration>,
+
+    /// Forward signals to the command's whole process group
+    #[arg(short, long, env = "LEASE_EXEC_GROUP", value_parser = BoolishValueParser::new(), help_heading = "Command")]
+    group: bool,
+
+    /// Wait for what the command leaves behind when it ends, instead of ending it
+    #[arg(long, env = "LEASE_EXEC_WAIT_DESCENDANTS", value_parser = BoolishValueParser::new(), help_heading = "Ending")]
+    wait_descendants: bool,
+
+    /// Let the command gain no privileges by executing a file (setuid, capabilities)
+    #[arg(long, env = "LEASE_EXEC_NO_NEW_PRIVS", value_parser = BoolishValueParser::new(), help_heading = "Command")]
+    no_new_privs: bool,
 
     /// From SIGTERM to SIGKILL when the Lease can't be renewed; 0s is SIGKILL at the renew deadline
     /// [default: as long as is safe, about 3s of 15s]
@@ -270,6 +283,12 @@ pub struct Config {
     pub conflict: Exit,
     /// From a forwarded signal that asks the command to end to SIGKILL.
     pub kill_after: Option<Duration>,
+    /// Who gets a signal that is forwarded.
+    pub audience: Audience,
+    /// What becomes of those whom the command leaves behind.
+    pub leftovers: Leftovers,
+    /// Whether the command may gain privileges.
+    pub privileges: Privileges,
     /// The durations.
     pub timing: Timing,
     /// By how much the clocks of API servers may differ; `None` never trusts them.
@@ -356,6 +375,21 @@ impl Config {
             wait: wait(&args, matches)?,
             conflict: Exit::Conflict(args.conflict_exit_code),
             kill_after: args.kill_after,
+            audience: if args.group {
+                Audience::Group
+            } else {
+                Audience::Command
+            },
+            leftovers: if args.wait_descendants {
+                Leftovers::Await
+            } else {
+                Leftovers::End
+            },
+            privileges: if args.no_new_privs {
+                Privileges::NoneNew
+            } else {
+                Privileges::AsUsual
+            },
             timing: timing.map_err(|error| UsageError(error.to_string()))?,
             server_clock_skew: server_clock_skew(&args.server_clock_skew)?,
             log_format: args.log_format,

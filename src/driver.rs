@@ -205,8 +205,9 @@ impl<S: Store + 'static> Driver<S> {
         use supervisor::Report as Said;
         let lease = &self.lease;
         match report {
-            Said::Started { pid } => {
+            Said::Started { pid, means } => {
                 info!(%lease, pid, "started the command");
+                debug!(%lease, "to end its tree there are: {means}");
                 None
             }
             Said::ExecFailed(error) => {
@@ -248,10 +249,13 @@ impl<S: Store + 'static> Driver<S> {
                     .map(ToString::to_string)
                     .collect::<Vec<_>>();
                 Some(Event::TreeStuck {
-                    survivors: survivors.join(", "),
+                    survivors: match survivors.join(", ") {
+                        nobody if nobody.is_empty() => "nobody of it can be seen".to_owned(),
+                        survivors => survivors,
+                    },
                 })
             }
-            Said::GuardDied { empty } => Some(Event::GuardDied { proven: empty }),
+            Said::GuardDied => Some(Event::GuardDied),
         }
     }
 

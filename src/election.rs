@@ -122,11 +122,8 @@ pub enum Event {
         /// The processes that were seen alive, for people.
         survivors: String,
     },
-    /// The guard is dead. Its command's tree was killed, and proven dead if `proven`.
-    GuardDied {
-        /// Whether nothing is left.
-        proven: bool,
-    },
+    /// The guard is dead, and its command's tree is proven dead.
+    GuardDied,
 }
 
 /// The answer to a request.

@@ -90,6 +90,9 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
 
     let options = Options {
         kill_budget: config.timing.kill_budget,
+        leftovers: config.leftovers,
+        audience: config.audience,
+        privileges: config.privileges,
     };
     let signals = early.unwrap_or_else(|| Signals::block(inherited));
     let supervisor = Supervisor::begin(inherited, command, options)?;

@@ -45,6 +45,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::clock::Instant;
 
+mod cgroup;
 mod command;
 mod guard;
 mod inherited;
@@ -52,7 +53,9 @@ mod init;
 mod message;
 mod report;
 mod spawn;
+mod sweep;
 pub(crate) mod sys;
+mod tether;
 mod timer;
 mod tree;
 
@@ -64,10 +67,13 @@ pub use report::{NotStarted, Report, Status};
 pub use timer::Deadline;
 pub use tree::Survivor;
 
+use cgroup::Leaf;
 use command::Exec;
 use guard::Guard;
 use message::{Order, SIZE, Word};
+use sweep::Sweep;
 use sys::{Disposition, Forked, Pid, Waited};
+use tether::Tether;
 use timer::Watchdog;
 use tree::{Process, Tree};
 
@@ -78,6 +84,49 @@ pub struct Options {
     /// kernel's timers for guard and front are due a quarter and three eighths of it after the
     /// deadline; after all of it the survivors are named.
     pub kill_budget: Duration,
+    /// What becomes of those who are left when the command itself has ended.
+    pub leftovers: Leftovers,
+    /// Who gets a signal that is forwarded.
+    pub audience: Audience,
+    /// Whether the command may gain privileges by executing a file.
+    pub privileges: Privileges,
+}
+
+/// What becomes of descendants that the command leaves behind when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// SIGTERM, half a second, SIGKILL.
+    End,
+    /// They are waited for, as for commands that put themselves in the background. Signals are
+    /// forwarded to all of them then.
+    Await,
+}
+
+/// Who gets a signal that is forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// The command itself.
+    Command,
+    /// The command and those of its descendants that are in its process group.
+    Group,
+}
+
+/// Whether the command may gain privileges by executing a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privileges {
+    /// As without us.
+    AsUsual,
+    /// It may not, nor may its descendants, see PR_SET_NO_NEW_PRIVS in prctl(2).
+    NoneNew,
+}
+
+/// What there is to kill the command's tree with, beside signals to each of its processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Means {
+    /// It was born in a cgroup of its own.
+    leaf: bool,
+    /// The kernel kills its group when front or guard dies.
+    tether: bool,
 }
 
 /// Which process group the command joins.
@@ -114,6 +163,10 @@ pub struct Supervisor {
     above: Above,
     command: Command,
     kill_budget: Duration,
+    /// Held, so that its other end is the guard's to lose.
+    _tether: Option<Tether>,
+    /// The command's own cgroup, or why it has none.
+    leaf: Result<Leaf, String>,
     /// The children that this process was started with, which are not the command's.
     bystanders: Vec<Process>,
     deadline: Option<Deadline>,
@@ -121,6 +174,8 @@ pub struct Supervisor {
     state: State,
     /// Survivors of which the last has not been named yet.
     survivors: Vec<Survivor>,
+    /// SIGKILL has been sent for as long as the kill budget, and somebody lives.
+    is_stuck: bool,
     /// When a guard that says nothing is taken for stopped.
     patience: Option<Instant>,
     reports: VecDeque<Report>,
@@ -133,19 +188,10 @@ enum State {
         /// The command, from its start to its end.
         command: Option<Pid>,
     },
-    /// It died; this process sweeps.
+    /// It died; this process kills what it left.
     Sweeping(Sweep),
     /// There is nothing left to report.
     Over,
-}
-
-struct Sweep {
-    since: Instant,
-    /// The guard is reaped, so its orphans are ours now.
-    guard_is_gone: bool,
-    command: Option<Pid>,
-    /// How many walks in a row found nobody.
-    clean: u32,
 }
 
 impl Supervisor {
@@ -165,15 +211,10 @@ impl Supervisor {
         let exec = Exec::new(&command, std::process::id().cast_signed());
         let above = init::interpose()?;
         prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
-        let mut bystanders = Vec::new();
-        if let Ok(tree) = Tree::of_this_process() {
-            let ours = std::process::id().cast_signed();
-            tree.visit(&[], |process| {
-                if process.parent == ours {
-                    bystanders.push(*process);
-                }
-            });
-        }
+        let bystanders = bystanders();
+        // Without either the other means must do.
+        let leaf = Leaf::make().map_err(|error| format!("{error:#}"));
+        let (tether, guards_tether) = Tether::pair().ok().unzip();
         let (front, guards) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -186,13 +227,14 @@ impl Supervisor {
             inherited,
             exec,
             group: Group::of_command(),
-            kill_budget: options.kill_budget,
+            options,
+            tether: guards_tether,
             buffer: Guard::buffer(),
         };
         let pid = match sys::fork().context("fork the guard")? {
             Forked::Child => {
                 drop(front);
-                guard.run()
+                guard.run(tether.map(Tether::into_read_end), leaf.ok())
             }
             Forked::Parent(pid) => pid,
         };
@@ -206,12 +248,15 @@ impl Supervisor {
             above,
             command,
             kill_budget: options.kill_budget,
+            _tether: tether,
+            leaf,
             bystanders,
             deadline: None,
             // Without the timer the other layers must do.
             watchdog: Watchdog::new().ok(),
             state: State::Guarded { command: None },
             survivors: Vec::new(),
+            is_stuck: false,
             patience: None,
             reports: VecDeque::new(),
         })
@@ -283,9 +328,9 @@ impl Supervisor {
             match &mut self.state {
                 State::Guarded { .. } => self.hear().await,
                 State::Sweeping(_) => {
-                    self.sweep();
+                    let pause = self.sweep();
                     if self.reports.is_empty() {
-                        tokio::time::sleep(SWEEP_PAUSE).await;
+                        tokio::time::sleep(pause).await;
                     }
                 }
                 State::Over => std::future::pending().await,
@@ -294,25 +339,38 @@ impl Supervisor {
     }
 
     /// Ends the guard and reaps it. If the tree is not proven empty, the guard is told to kill and
-    /// given the kill budget for it, and goes on without us if that is not enough.
+    /// given the kill budget for it, unless it has used that up already, and goes on without us if
+    /// that is not enough.
     ///
     /// Blocks, for at most the kill budget.
     pub fn finish(mut self) {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         let since = Instant::now();
         let is_over = matches!(self.state, State::Over);
+        let patience = if self.is_stuck {
+            Duration::ZERO
+        } else {
+            self.kill_budget
+        };
         while sys::wait(self.guard) != Waited::NoChild {
-            let waited = Instant::now().held_since(since);
+            let now = Instant::now();
+            let waited = now.held_since(since);
             if is_over && waited >= self.kill_budget / 8 {
                 // Nothing of the command lives, so a guard that is stopped has no work left.
                 let _ = sys::kill(self.guard, libc::SIGKILL);
             }
-            if waited >= self.kill_budget {
-                return;
+            if waited >= patience {
+                break;
             }
-            std::thread::sleep(SWEEP_PAUSE);
+            self.prove_alive(now);
+            std::thread::sleep(PAUSE);
         }
+        // Front has nothing to do any more. The guard, if it lives, has a timer of its own.
         self.disarm();
+        if let Ok(leaf) = &self.leaf {
+            // The guard does the same, unless it was killed.
+            leaf.remove();
+        }
     }
 
     fn tell(&self, what: Order) {
@@ -327,6 +385,14 @@ impl Supervisor {
             if !left.is_zero() {
                 watchdog.push(now.boot + left + self.kill_budget / 8 * 3);
             }
+        }
+    }
+
+    /// Whoever does something is not stopped: front's timer is for when it is. By now the killing is
+    /// under way, so that there is nothing to be gained by hurry; front has a code to exit with.
+    fn prove_alive(&mut self, now: Instant) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.push(now.boot + (self.kill_budget / 8 * 3).max(Duration::from_secs(1)));
         }
     }
 
@@ -352,7 +418,7 @@ impl Supervisor {
             .map(|since| (self.kill_budget / 4).saturating_sub(Instant::now().held_since(since)));
         let Some(readable) = &self.readable else {
             // No descriptor to be had for the runtime: look now and then.
-            tokio::time::sleep(SWEEP_PAUSE).await;
+            tokio::time::sleep(PAUSE).await;
             return self.take_word();
         };
         let ready = tokio::time::timeout(patience.unwrap_or(Duration::MAX), readable.readable());
@@ -367,7 +433,7 @@ impl Supervisor {
                 drop(ready);
                 self.take(taken, &bytes);
             }
-            Ok(Err(_)) => tokio::time::sleep(SWEEP_PAUSE).await,
+            Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
             Err(_) => {
                 // It was told to kill and does not say that it does: it is stopped. Its death makes
                 // the kernel kill the command, and leaves the rest of the tree to us.
@@ -399,10 +465,11 @@ impl Supervisor {
 
     fn understand(&mut self, word: Word) {
         let report = match word {
-            Word::Started(pid) => {
+            Word::Started(pid, means) => {
                 self.state = State::Guarded { command: Some(pid) };
                 sys::let_go_of_stdio();
-                Report::Started { pid }
+                let means = self.describe(means);
+                Report::Started { pid, means }
             }
             Word::ExecFailed(errno) => self.end_of(Report::ExecFailed(
                 self.command.exec_error(Errno::from_raw(errno)),
@@ -422,14 +489,14 @@ impl Supervisor {
             Word::Killing => {
                 // A guard that works needs no timer of ours against it.
                 self.patience = None;
-                let now = Instant::now();
-                if let Some(watchdog) = &mut self.watchdog {
-                    watchdog.push(now.boot + self.kill_budget / 8 * 3);
-                }
+                self.prove_alive(Instant::now());
                 return;
             }
             Word::Survivor(survivor) => return self.survivors.push(survivor),
-            Word::Survivors => Report::Survivors(std::mem::take(&mut self.survivors)),
+            Word::Survivors => {
+                self.is_stuck = true;
+                Report::Survivors(std::mem::take(&mut self.survivors))
+            }
             Word::Empty => self.end_of(Report::Empty),
         };
         self.reports.push_back(report);
@@ -442,83 +509,37 @@ impl Supervisor {
         report
     }
 
-    // === After its death ===
-
-    fn lose_guard(&mut self) {
-        let State::Guarded { command } = self.state else {
-            return;
+    fn describe(&self, means: Means) -> String {
+        let leaf = match &self.leaf {
+            Ok(leaf) if means.leaf => format!("its cgroup {}", leaf.name()),
+            Ok(_) => "no cgroup (the kernel does not let it be born in one)".to_owned(),
+            Err(reason) => format!("no cgroup ({reason})"),
         };
-        // It has closed its socket without having said that all is over, so it is dying.
-        let _ = sys::kill(self.guard, libc::SIGKILL);
-        self.state = State::Sweeping(Sweep {
-            since: Instant::now(),
-            guard_is_gone: false,
-            command,
-            clean: 0,
-        });
-    }
-
-    /// One turn of killing what the guard left to us: its orphans are our descendants, and so are
-    /// the bystanders and the exec plugins of the kubeconfig. Bystanders are spared. A plugin that
-    /// runs just now is not told from an orphan and dies; it is asked for again when needed.
-    fn sweep(&mut self) {
-        let State::Sweeping(sweep) = &mut self.state else {
-            return;
+        let tether = if means.tether {
+            "its process group, also by the kernel when we die"
+        } else {
+            "the command alone by the kernel when we die"
         };
-        let now = Instant::now();
-        let is_too_long = now.held_since(sweep.since) >= self.kill_budget;
-        if let Some(watchdog) = &mut self.watchdog {
-            // Whoever sweeps is not stopped.
-            watchdog.push(now.boot + self.kill_budget / 8 * 3);
-        }
-        // Orphans come to us when the guard is dead, which is a little after its socket closed.
-        sweep.guard_is_gone = sweep.guard_is_gone
-            || matches!(sys::wait(self.guard), Waited::Ended(..) | Waited::NoChild);
-        let mut is_empty = false;
-        if sweep.guard_is_gone {
-            // Where it had no own group its number is no group's, and nothing happens.
-            if let Some(command) = sweep.command
-                && sys::is_unreaped_child(command)
-            {
-                let _ = sys::kill(-command, libc::SIGKILL);
-                let _ = sys::kill(command, libc::SIGKILL);
-            }
-            is_empty = sweep.walk(&self.bystanders);
-        }
-        if is_empty {
-            let report = self.end_of(Report::GuardDied { empty: true });
-            self.reports.push_back(report);
-        } else if is_too_long {
-            self.state = State::Over;
-            self.reports.push_back(Report::GuardDied { empty: false });
-        }
+        format!("{leaf}; {tether}; each of its descendants")
     }
 }
 
-impl Sweep {
-    /// Kills and reaps whom a walk finds, and tells whether nobody was left.
-    ///
-    /// A process that forks while we walk could be missed by one walk, but then its parent, alive
-    /// or a zombie that only we can reap, is seen. A second walk is for a chain of them.
-    fn walk(&mut self, bystanders: &[Process]) -> bool {
-        let Ok(tree) = Tree::of_this_process() else {
-            return false;
-        };
-        let found = tree.signal(libc::SIGKILL, None, bystanders);
+/// The children that this process was started with.
+fn bystanders() -> Vec<Process> {
+    let mut bystanders = Vec::new();
+    if let Ok(tree) = Tree::of_this_process() {
         let ours = std::process::id().cast_signed();
-        // By their pids: never any child, see the module's head.
-        tree.visit(bystanders, |process| {
+        tree.visit(&[], |process| {
             if process.parent == ours {
-                sys::wait(process.pid);
+                bystanders.push(*process);
             }
         });
-        self.clean = if found.is_nobody() { self.clean + 1 } else { 0 };
-        self.clean >= 2
     }
+    bystanders
 }
 
 /// The pause between two looks at what can't be waited for.
-const SWEEP_PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Passes signals to the guard, independently of the runtime and of [`Supervisor`].
 #[derive(Clone)]

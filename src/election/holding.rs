@@ -177,26 +177,11 @@ impl Holding {
                 self.stuck = true;
                 outbox.report(Report::Stuck(survivors));
             }
-            Event::GuardDied { proven } => {
-                if proven {
-                    self.gone(outbox, now.at);
-                } else {
-                    self.stuck = true;
-                }
+            Event::GuardDied => {
+                self.gone(outbox, now.at);
                 if self.lost.is_none() {
                     self.verdict =
                         Some((Exit::Internal, Some("the guard process died".to_owned())));
-                }
-                if self.stuck {
-                    outbox.exit(
-                        Exit::Survivors,
-                        Some(
-                            "the guard process died and its command's tree \
-                        could not be proven dead"
-                                .to_owned(),
-                        ),
-                    );
-                    return Next::Over;
                 }
             }
         }

@@ -23,12 +23,14 @@ use nix::{
 use crate::clock::Instant;
 
 use super::{
-    Group, Status,
+    Group, Leftovers, Means, Options, Status,
+    cgroup::Leaf,
     command::{ENVIRONMENT_ROOM, Exec},
     inherited::Inherited,
     message::{SIZE, Word},
-    spawn::{self, Born},
+    spawn::{self, Birth, Born},
     sys::{self, Pid, SignalSet, Waited},
+    tether::{self, Tether},
     timer::{Deadline, Wake, Watchdog, nap},
     tree::Tree,
 };
@@ -42,13 +44,18 @@ pub(super) struct Guard {
     pub(super) inherited: Inherited,
     pub(super) exec: Exec,
     pub(super) group: Group,
-    pub(super) kill_budget: Duration,
+    pub(super) options: Options,
+    /// Our ends; held until the end.
+    pub(super) tether: Option<Tether>,
     /// Where messages are read into.
     pub(super) buffer: Box<[u8]>,
 }
 
 /// How long what the command left behind has between SIGTERM and SIGKILL.
 const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
+
+/// The pause while somebody who is no child of ours is in the leaf: nothing says when they are gone.
+const LINGERING_PAUSE: Duration = Duration::from_millis(2);
 
 /// The pause once the kill budget is used up: only the kernel can end those who are left.
 const HOPELESS_PAUSE: Duration = Duration::from_millis(100);
@@ -59,11 +66,15 @@ impl Guard {
         vec![0; SIZE + ENVIRONMENT_ROOM].into_boxed_slice()
     }
 
-    /// Is the guard, until front is gone and nothing of the command lives.
-    pub(super) fn run(self) -> ! {
-        let code = match Watch::new(self) {
+    /// Is the guard, until front is gone and nothing of the command lives. `fronts_read_end` is that
+    /// of front's tether.
+    pub(super) fn run(self, fronts_read_end: Option<OwnedFd>, leaf: Option<Leaf>) -> ! {
+        let code = match Watch::new(self, fronts_read_end, leaf) {
             Ok(mut watch) => {
                 watch.run();
+                if let Some(leaf) = &watch.leaf {
+                    leaf.remove();
+                }
                 0
             }
             // Front sees the end of the socket.
@@ -107,6 +118,12 @@ struct Watch {
     /// Closed by exec; carries an errno if that fails.
     exec_result: Option<OwnedFd>,
     exec_errno: Option<i32>,
+    /// What was done for the command at its birth.
+    means: Means,
+    /// How the command ended, where front is told of it only when nobody is left.
+    awaited: Option<Status>,
+    /// There is no child, but somebody in the leaf.
+    lingering: bool,
     deadline: Option<Deadline>,
     /// The first signal that should end the command before it has started.
     cancelled_by: Option<i32>,
@@ -118,10 +135,16 @@ struct Watch {
     wake: Wake,
     watchdog: Option<Watchdog>,
     tree: Option<Tree>,
+    leaf: Option<Leaf>,
+    fronts_read_end: Option<OwnedFd>,
 }
 
 impl Watch {
-    fn new(guard: Guard) -> Result<Self, Errno> {
+    fn new(
+        guard: Guard,
+        fronts_read_end: Option<OwnedFd>,
+        leaf: Option<Leaf>,
+    ) -> Result<Self, Errno> {
         SignalSet::all().replace_mask();
         // Also done by front; whoever is first.
         let _ = setpgid(NixPid::from_raw(0), NixPid::from_raw(0));
@@ -136,6 +159,12 @@ impl Watch {
             own_group: None,
             exec_result: None,
             exec_errno: None,
+            means: Means {
+                leaf: false,
+                tether: false,
+            },
+            awaited: None,
+            lingering: false,
             deadline: None,
             cancelled_by: None,
             alone: false,
@@ -145,6 +174,8 @@ impl Watch {
             // Without a timer or a /proc the other layers must do.
             watchdog: Watchdog::new().ok(),
             tree: Tree::of_this_process().ok(),
+            leaf,
+            fronts_read_end,
         };
         let _ = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
         Ok(watch)
@@ -181,7 +212,7 @@ impl Watch {
     fn push_watchdog(&mut self, now: Instant) {
         if let (Some(watchdog), Some(deadline)) = (&mut self.watchdog, self.deadline) {
             let left = deadline.left(now);
-            watchdog.push(now.boot + left + self.guard.kill_budget / 4);
+            watchdog.push(now.boot + left + self.guard.options.kill_budget / 4);
         }
     }
 
@@ -195,6 +226,7 @@ impl Watch {
             _ => self.wake.unset(),
         }
         let pause = match self.phase {
+            _ if self.lingering => Some(LINGERING_PAUSE),
             Phase::Killing { pause, .. } => Some(pause),
             Phase::Draining { since } => Some(LEFTOVER_GRACE.saturating_sub(now.held_since(since))),
             Phase::Waiting | Phase::Running | Phase::Over => {
@@ -237,9 +269,17 @@ impl Watch {
             exec,
             inherited,
             group,
+            options,
             ..
         } = &mut self.guard;
-        let born = match spawn::bear(self.pid, *group, inherited, exec) {
+        let birth = Birth {
+            guard: self.pid,
+            group: *group,
+            privileges: options.privileges,
+            inherited,
+            exec,
+        };
+        let born = match spawn::bear(birth, self.leaf.as_ref()) {
             Ok(born) => born,
             Err(errno) => {
                 self.rest();
@@ -248,11 +288,16 @@ impl Watch {
         };
         let Born {
             pid,
+            in_leaf,
             gate,
             exec_result,
         } = born;
-        self.command = Some(pid);
         self.own_group = (*group == Group::Own).then_some(pid);
+        self.means = Means {
+            leaf: in_leaf,
+            tether: self.attach_tethers(),
+        };
+        self.command = Some(pid);
         self.exec_result = Some(exec_result);
         // The last look before the command may run: everything up to here may have taken long.
         self.phase = Phase::Running;
@@ -267,16 +312,37 @@ impl Watch {
         self.let_go();
     }
 
+    /// The command's group exists, and it waits at the gate.
+    fn attach_tethers(&mut self) -> bool {
+        let fronts = self.fronts_read_end.take();
+        match (&self.guard.tether, fronts, self.own_group) {
+            (Some(ours), Some(fronts), Some(group)) => {
+                tether::attach([&ours.reads, &fronts], group).is_ok()
+            }
+            _ => false,
+        }
+    }
+
     /// Closes all that belongs to the command or to nobody, so that the guard keeps no pipe open
     /// and no directory busy.
     fn let_go(&self) {
         let _ = chdir(c"/");
+        let tether = self.guard.tether.as_ref().map(Tether::descriptors);
+        let leaf = self.leaf.as_ref().map(Leaf::descriptors);
+        let [reads, writes] = tether.unwrap_or([-1; 2]);
+        let [parent, directory, kill, events] = leaf.unwrap_or([-1; 4]);
         let mut kept = [
             self.guard.front.as_raw_fd(),
             self.children.as_raw_fd(),
             self.wake.descriptor().as_fd().as_raw_fd(),
             self.exec_result.as_ref().map_or(-1, AsRawFd::as_raw_fd),
             self.tree.as_ref().map_or(-1, Tree::descriptor),
+            reads,
+            writes,
+            parent,
+            directory,
+            kill,
+            events,
         ];
         kept.sort_unstable();
         let mut from = 0;
@@ -297,7 +363,7 @@ impl Watch {
             Ok(4) => self.exec_errno = Some(i32::from_ne_bytes(errno)),
             _ => {
                 if let (None, Some(pid)) = (self.exec_errno, self.command) {
-                    self.tell(Word::Started(pid));
+                    self.tell(Word::Started(pid, self.means));
                 }
             }
         }
@@ -321,7 +387,16 @@ impl Watch {
                 Waited::Ended(..) | Waited::Stopped(..) => {}
             }
         }
-        if self.phase == Phase::Running && self.command.is_none() {
+        self.lingering = false;
+        self.note_leftovers();
+    }
+
+    /// The command itself may have ended, and others live.
+    fn note_leftovers(&mut self) {
+        if self.phase == Phase::Running
+            && self.command.is_none()
+            && (self.guard.options.leftovers == Leftovers::End || self.exec_errno.is_some())
+        {
             self.drain();
         }
     }
@@ -330,17 +405,29 @@ impl Watch {
         // What exec had to say comes before.
         self.read_exec_result();
         self.command = None;
-        if self.exec_errno.is_none() {
-            self.tell_surely(Word::Ended(status, Instant::now()));
+        if self.exec_errno.is_some() {
+            return;
+        }
+        match self.guard.options.leftovers {
+            Leftovers::End => self.tell_surely(Word::Ended(status, Instant::now())),
+            Leftovers::Await => self.awaited = Some(status),
         }
     }
 
-    /// ECHILD: with all orphans of the tree coming to us, the proof that nothing of it lives.
+    /// ECHILD: with all orphans of the tree coming to us, the proof that nothing of it lives; where
+    /// there is a leaf, also nobody may be in that.
     fn note_nobody(&mut self) {
         if matches!(self.phase, Phase::Waiting | Phase::Over) {
             return;
         }
+        self.lingering = self.leaf.as_ref().is_some_and(Leaf::is_populated);
+        if self.lingering {
+            return self.note_leftovers();
+        }
         self.rest();
+        if let Some(status) = self.awaited.take() {
+            self.tell_surely(Word::Ended(status, Instant::now()));
+        }
         self.tell_surely(match self.exec_errno {
             Some(TOO_LATE) => Word::TooLate,
             Some(errno) => Word::ExecFailed(errno),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 
-use super::{Status, sys::Pid, timer::Deadline, tree::Survivor};
+use super::{Means, Status, sys::Pid, timer::Deadline, tree::Survivor};
 
 /// The bytes of a message without what follows it.
 pub(super) const SIZE: usize = 40;
@@ -83,8 +83,8 @@ impl Order {
 /// What the guard tells front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
-    /// The command runs.
-    Started(Pid),
+    /// The command runs, and these means are there to kill its tree.
+    Started(Pid, Means),
     /// execve refused with this errno; nothing runs.
     ExecFailed(i32),
     /// There was no process to be had, with this errno; nothing runs.
@@ -111,7 +111,11 @@ impl Word {
     pub(super) fn encode(&self) -> Bytes {
         let mut writer = Writer::default();
         match *self {
-            Self::Started(pid) => writer.byte(0).int(pid),
+            Self::Started(pid, means) => writer
+                .byte(0)
+                .int(pid)
+                .byte(u8::from(means.leaf))
+                .byte(u8::from(means.tether)),
             Self::ExecFailed(errno) => writer.byte(1).int(errno),
             Self::StartFailed(errno) => writer.byte(2).int(errno),
             Self::Cancelled(signal) => writer.byte(3).int(signal),
@@ -136,7 +140,12 @@ impl Word {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes.first_chunk::<SIZE>()?);
         Some(match reader.byte()? {
-            0 => Self::Started(reader.int()?),
+            0 => {
+                let pid = reader.int()?;
+                let leaf = reader.byte()? != 0;
+                let tether = reader.byte()? != 0;
+                Self::Started(pid, Means { leaf, tether })
+            }
             1 => Self::ExecFailed(reader.int()?),
             2 => Self::StartFailed(reader.int()?),
             3 => Self::Cancelled(reader.int()?),
@@ -282,8 +291,10 @@ mod tests {
 
     #[test]
     fn every_word_comes_out_as_it_went_in() {
+        let means = |leaf, tether| Means { leaf, tether };
         let words = [
-            Word::Started(77),
+            Word::Started(77, means(true, false)),
+            Word::Started(77, means(false, true)),
             Word::ExecFailed(8),
             Word::StartFailed(11),
             Word::Cancelled(15),

@@ -30,6 +30,8 @@ pub enum Report {
     Started {
         /// Its process id.
         pid: i32,
+        /// What there is to kill its tree with, for people.
+        means: String,
     },
     /// It can't be executed after all. Nothing runs, nothing follows.
     ExecFailed(FindError),
@@ -37,7 +39,8 @@ pub enum Report {
     NotStarted(NotStarted),
     /// It was stopped by this signal, SIGTSTP, SIGTTIN or SIGTTOU, and at once continued.
     Stopped(i32),
-    /// It ended. What it left behind gets SIGTERM and half a second, then SIGKILL.
+    /// It ended; or, where what it leaves behind is awaited, nothing of it lives any more. What it
+    /// left behind otherwise gets SIGTERM and half a second, then SIGKILL.
     Ended {
         /// How.
         status: Status,
@@ -49,11 +52,8 @@ pub enum Report {
     /// These, or the first of these, were sent SIGKILL and live on although the kill budget is used
     /// up. Said once; `Empty` follows if they end after all.
     Survivors(Vec<Survivor>),
-    /// The guard died, and this process has killed all it could find of the command.
-    GuardDied {
-        /// Whether nothing of the command was left in the end. If not, nothing is proven.
-        empty: bool,
-    },
+    /// The guard died, and nothing of the command lives: this process has killed it. Nothing follows.
+    GuardDied,
 }
 
 /// Why the command was not started.

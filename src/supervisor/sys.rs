@@ -3,6 +3,7 @@
 //! Nothing here allocates, so that the guard and a forked child may call all of it.
 
 use std::{
+    ffi::CStr,
     mem::{self, MaybeUninit},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
@@ -172,6 +173,55 @@ pub(super) fn is_open(descriptor: RawFd) -> bool {
     flags != -1
 }
 
+/// Makes a copy of a descriptor with a higher number than `floor`.
+pub(super) fn duplicate_above(descriptor: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: touches no memory of ours.
+    let copy = Errno::result(unsafe {
+        libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, floor + 1)
+    })?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Lets the kernel send SIGKILL to every member of a group when the last writer of a pipe, of which
+/// this is a read end, goes away or writes.
+pub(super) fn kill_group_at_close(read_end: BorrowedFd<'_>, group: Pid) -> Result<(), Errno> {
+    let descriptor = read_end.as_raw_fd();
+    // SAFETY: these four only set properties of an open file.
+    unsafe {
+        Errno::result(libc::fcntl(descriptor, F_SETSIG, libc::SIGKILL))?;
+        Errno::result(libc::fcntl(descriptor, libc::F_SETOWN, -group))?;
+        let flags = Errno::result(libc::fcntl(descriptor, libc::F_GETFL))?;
+        Errno::result(libc::fcntl(
+            descriptor,
+            libc::F_SETFL,
+            flags | libc::O_ASYNC,
+        ))?;
+    }
+    Ok(())
+}
+
+/// From asm-generic/fcntl.h; the libc crate has it for one architecture only.
+const F_SETSIG: i32 = 10;
+
+/// Reads an extended attribute; returns how much of it there is.
+pub(super) fn read_attribute(
+    file: BorrowedFd<'_>,
+    name: &CStr,
+    buffer: &mut [u8],
+) -> Result<usize, Errno> {
+    // SAFETY: the name is terminated and the buffer valid for its length.
+    let length = Errno::result(unsafe {
+        libc::fgetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+        )
+    })?;
+    usize::try_from(length).map_err(|_| Errno::EIO)
+}
+
 /// Closes the descriptors from `first` to `last`, both included, whoever owns them. Only for
 /// processes that own nothing outside what they keep: guard, init, and the command before exec.
 pub(super) fn close_range(first: RawFd, last: RawFd) {
@@ -209,6 +259,34 @@ pub(super) fn fork() -> Result<Forked, Errno> {
         pid => Ok(Forked::Parent(pid)),
     }
 }
+
+/// fork(2) into another cgroup (v2), given as its open directory: the child is never outside of it,
+/// see CLONE_INTO_CGROUP in clone(2). The caller must be the only thread.
+///
+/// # Errors
+///
+/// Those of fork; and where the kernel, a seccomp filter or the cgroup's state does not allow it.
+pub(super) fn fork_into(cgroup: BorrowedFd<'_>) -> Result<Forked, Errno> {
+    // SAFETY: clone_args is plain data, for which zeroes are valid.
+    let mut arguments: libc::clone_args = unsafe { mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+    arguments.cgroup = cgroup.as_raw_fd().unsigned_abs().into();
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: the arguments are valid for `size` bytes, and share no memory with the child, which
+    // goes on with a copy of this stack. With one thread no lock is held by somebody who does not
+    // exist there. What a C library does at its own fork, it does for threads and its allocator,
+    // neither of which the child uses.
+    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size) })?;
+    match Pid::try_from(pid) {
+        Ok(0) => Ok(Forked::Child),
+        Ok(pid) => Ok(Forked::Parent(pid)),
+        Err(_) => Err(Errno::EOVERFLOW),
+    }
+}
+
+/// From linux/sched.h; the libc crate has it for some C libraries only, and too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Ends this process without running anything.
 pub(crate) fn exit_now(code: i32) -> ! {
@@ -302,6 +380,19 @@ pub(super) fn read_directory(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Re
         )
     })?;
     usize::try_from(length).map_err(|_| Errno::EIO)
+}
+
+/// The types and names in what [`read_directory`] read: each entry is an inode and an offset of
+/// eight bytes, its own length in two, a type, and a name that ends with a zero byte.
+pub(super) fn entries(mut entries: &[u8]) -> impl Iterator<Item = (u8, &CStr)> {
+    std::iter::from_fn(move || {
+        let length = entries.get(16..)?.first_chunk::<2>()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let kind = *entries.get(18)?;
+        let name = CStr::from_bytes_until_nul(entries.get(19..length)?).ok()?;
+        entries = entries.get(length..)?;
+        Some((kind, name))
+    })
 }
 
 /// Puts `/dev/null` in the place of standard input and output of this process, so that whoever

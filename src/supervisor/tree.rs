@@ -32,6 +32,18 @@ pub struct Survivor {
     pub comm: [u8; 16],
 }
 
+impl Default for Survivor {
+    /// Nobody that is known.
+    fn default() -> Self {
+        Self {
+            pid: 0,
+            state: b'?',
+            uid: 0,
+            comm: [0; 16],
+        }
+    }
+}
+
 impl fmt::Display for Survivor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let length = self.comm.iter().position(|byte| *byte == 0);
@@ -61,7 +73,7 @@ pub(super) struct Process {
 impl Process {
     /// Reads the line `pid (comm) state ppid pgrp ...`, see proc_pid_stat(5). The name may hold
     /// anything, also blanks and parentheses.
-    fn parse(line: &[u8]) -> Option<Self> {
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let open = line.iter().position(|byte| *byte == b'(')?;
         let close = line.iter().rposition(|byte| *byte == b')')?;
         let name = line.get(open + 1..close)?;
@@ -175,6 +187,15 @@ impl Tree {
             }
             self.signal_one(process, signal, spared);
         })
+    }
+
+    /// Sends a signal to every descendant that `is_meant`.
+    pub(super) fn signal_those(&self, signal: i32, is_meant: impl Fn(&Process) -> bool) {
+        self.visit(&[], |process| {
+            if is_meant(process) {
+                self.signal_one(process, signal, &[]);
+            }
+        });
     }
 
     /// The handle is opened first and the ancestry checked again after it: if the pid has been
@@ -314,21 +335,9 @@ impl fmt::Write for Path {
     }
 }
 
-/// The numeric names in what getdents64 returned: each entry is an inode and an offset of eight
-/// bytes, its own length in two, a type, and a name that ends with a zero byte.
-fn pids(mut entries: &[u8]) -> impl Iterator<Item = Pid> {
-    std::iter::from_fn(move || {
-        loop {
-            let length = entries.get(16..)?.first_chunk::<2>()?;
-            let length = usize::from(u16::from_ne_bytes(*length));
-            let name = entries.get(19..length)?;
-            entries = entries.get(length..)?;
-            let name = CStr::from_bytes_until_nul(name).map_or(b"".as_slice(), CStr::to_bytes);
-            if let Some(pid) = number(name) {
-                return Some(pid);
-            }
-        }
-    })
+/// The numeric names among directory entries.
+fn pids(entries: &[u8]) -> impl Iterator<Item = Pid> {
+    sys::entries(entries).filter_map(|(_, name)| number(name.to_bytes()))
 }
 
 #[cfg(test)]

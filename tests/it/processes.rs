@@ -1,124 +1,373 @@
-//! lease-exec's own processes fail: the command's tree is dead all the same.
+//! The processes of one run, as they are seen from outside: found in `/proc` by a mark in their
+//! environment, never by what lease-exec says of them.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use tempfile::TempDir;
 
 use crate::{
-    wait::{LIMIT, wait_until},
-    world::{Running, World, is_alive},
+    wait::{LIMIT, try_wait_until, wait_until},
+    world::{Invocation, LEASE, Running, World, is_alive, now},
 };
 
-/// Starts a tree with a daemon and a member that ignores SIGTERM, and returns its pids.
-fn start_tree(world: &World, lease_duration: &str) -> (Running, Vec<i32>) {
-    let tree = world.path().join("tree");
-    let script = format!(
-        "echo $$ >>{tree}; (setsid sh -c 'echo $$ >>{tree}; sleep 7777' &); \
-         sh -c 'trap \"\" TERM; echo $$ >>{tree}; sleep 7777' & wait",
-        tree = tree.display(),
-    );
-    let running = world
-        .lease_exec()
-        .args(["--lease-duration", lease_duration])
-        .script(&script)
-        .start();
-    let pids = wait_until("the tree has grown", LIMIT, || {
-        let text = fs::read_to_string(&tree).unwrap_or_default();
-        let pids = text
-            .lines()
-            .filter_map(|line| line.parse().ok())
-            .collect::<Vec<i32>>();
-        (pids.len() == 3).then_some(pids)
-    });
-    (running, pids)
+/// With which means of its own lease-exec has to get along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// It can make a cgroup for the command.
+    Cgroup,
+    /// No cgroup of version 2 is to be seen.
+    Tree,
 }
 
-fn wait_for_death(pids: &[i32]) {
-    wait_until(format!("{pids:?} are dead"), LIMIT, || {
-        (!pids.iter().any(|pid| is_alive(*pid))).then_some(())
-    });
+/// Both, for what must be true with and without a cgroup.
+pub(crate) const LEVELS: [Level; 2] = [Level::Cgroup, Level::Tree];
+
+/// Hides the file systems of cgroups of version 2 from what it executes. They are still listed.
+const HIDE_CGROUPS: &str = "sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup2 .*/\\1/p' \
+                            /proc/self/mountinfo | while read -r place; do \
+                            mount -t tmpfs none \"$place\"; done; exec \"$@\"";
+
+impl Level {
+    /// Starts lease-exec so; its pid is that of what is started.
+    pub(crate) fn apply(self, invocation: Invocation) -> Invocation {
+        match self {
+            Self::Cgroup => invocation,
+            Self::Tree => {
+                invocation.under(["unshare", "--mount", "--", "sh", "-c", HIDE_CGROUPS, "sh"])
+            }
+        }
+    }
 }
 
-/// The guard: front's only child.
-fn guard_of(running: &Running) -> i32 {
-    let pid = running.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let children = children.expect("front's children can be read");
-    children
-        .split_whitespace()
-        .next()
-        .and_then(|pid| pid.parse().ok())
-        .expect("front has a child")
+/// A mark that only the command of one run and its descendants carry.
+pub(crate) struct Mark(String);
+
+impl Mark {
+    pub(crate) fn new() -> Self {
+        static MARKS: AtomicU32 = AtomicU32::new(0);
+        let number = MARKS.fetch_add(1, Ordering::Relaxed);
+        Self(format!("MARK_OF_TREE={}-{number}", std::process::id()))
+    }
+
+    /// A command line that runs a script, marked.
+    pub(crate) fn script<'a>(&'a self, script: &'a str) -> [&'a str; 5] {
+        ["env", &self.0, "sh", "-c", script]
+    }
+
+    /// A command line, marked.
+    pub(crate) fn command<'a>(&'a self, argv: &[&'a str]) -> Vec<&'a str> {
+        [&["env", &self.0], argv].concat()
+    }
+
+    /// The pids of all that carry the mark and live. A process that a signal has ended, but that
+    /// nobody has reaped, has no environment any more.
+    pub(crate) fn alive(&self) -> Vec<i32> {
+        pids()
+            .filter(|pid| {
+                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                let mut variables = environment.split(|byte| *byte == 0);
+                variables.any(|variable| variable == self.0.as_bytes())
+            })
+            .filter(|pid| is_alive(*pid))
+            .collect()
+    }
+
+    /// Waits until there are so many.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, count: usize) -> Vec<i32> {
+        wait_until(format!("{count} processes are there"), LIMIT, || {
+            Some(self.alive()).filter(|alive| alive.len() == count)
+        })
+    }
+
+    /// Waits until nobody lives, and returns how long that took.
+    #[track_caller]
+    pub(crate) fn wait_for_nobody(&self) -> Duration {
+        let since = Instant::now();
+        if try_wait_until(LIMIT, || self.alive().is_empty().then_some(())).is_none() {
+            let alive = self.alive();
+            let names = alive.iter().map(|pid| (*pid, name(*pid), state(*pid)));
+            panic!("still alive: {:?}", names.collect::<Vec<_>>());
+        }
+        since.elapsed()
+    }
 }
 
-fn signal(pid: i32, signal: Signal) {
+/// Who is left goes with the test, whether it passes or not.
+impl Drop for Mark {
+    fn drop(&mut self) {
+        for pid in self.alive() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The tree that containment is measured by: the command, a plain child, one in a session of its
+/// own, an orphan in yet another, one that ignores SIGTERM, and one that is stopped.
+pub(crate) const TREE: &str = "sleep 7777 & setsid sleep 7777 & \
+    (setsid sh -c 'sleep 7777 & exit 0' &); \
+    sh -c 'trap \"\" TERM; exec sleep 7777' & \
+    (sleep 7777 & kill -STOP $!); \
+    wait";
+
+/// A run of [`TREE`], grown to its full size.
+pub(crate) struct Grown {
+    pub(crate) running: Running,
+    pub(crate) mark: Mark,
+    /// Those in the command's process group.
+    pub(crate) group: Vec<i32>,
+    pub(crate) guard: i32,
+}
+
+impl Grown {
+    pub(crate) fn start(world: &World, level: Level, lease_duration: &str) -> Self {
+        let invocation = world
+            .lease_exec()
+            .args(["-v", "--lease-duration", lease_duration]);
+        Self::start_as(invocation, level, |invocation| invocation)
+    }
+
+    /// The same with something around it all.
+    pub(crate) fn start_as(
+        invocation: Invocation,
+        level: Level,
+        around: impl FnOnce(Invocation) -> Invocation,
+    ) -> Self {
+        let mark = Mark::new();
+        let invocation = invocation.command(mark.script(TREE));
+        let running = around(level.apply(invocation)).start();
+        let tree = wait_until("the tree has grown", LIMIT, || {
+            let alive = mark.alive();
+            // The stopped one may not have become what it is to be.
+            let running = alive.iter().filter(|pid| state(**pid) != 'T');
+            let sleeps = running.clone().filter(|pid| name(**pid) == "sleep").count();
+            ((alive.len(), running.count(), sleeps) == (6, 5, 4)).then_some(alive)
+        });
+        let guard = guard_of(&running);
+        let own_group = |pid: i32| field(pid, 5);
+        let command = tree.iter().find(|pid| field(**pid, 4) == guard.to_string());
+        let command = *command.expect("the command is the guard's child");
+        let group = tree
+            .iter()
+            .copied()
+            .filter(|pid| own_group(*pid) == own_group(command))
+            .collect::<Vec<_>>();
+        assert_eq!(group.len(), 4, "two have left the group");
+        let in_leaf = cgroup(command).contains("/lease-exec-");
+        assert_eq!(in_leaf, level == Level::Cgroup, "{}", cgroup(command));
+        Self {
+            running,
+            mark,
+            group,
+            guard,
+        }
+    }
+
+    /// Sends front and guard a signal, in this order.
+    pub(crate) fn signal_both(&self, both: Signal) {
+        self.running.signal(both);
+        signal(self.guard, both);
+    }
+
+    /// Waits until nobody in the command's group lives.
+    #[track_caller]
+    pub(crate) fn wait_for_group(&self) {
+        let group = &self.group;
+        wait_until(format!("the group {group:?} is dead"), LIMIT, || {
+            (!group.iter().any(|pid| is_alive(*pid))).then_some(())
+        });
+    }
+}
+
+/// Makes the file store hang, as somebody does who is stopped in the middle of a write, until the
+/// lock is dropped.
+pub(crate) fn hang(world: &World) -> File {
+    let name = format!(".{LEASE}.lock");
+    let path = world.store().join("default").join(name);
+    let lock = File::open(path).expect("the store has a lock");
+    lock.lock().expect("it can be locked");
+    lock
+}
+
+/// Asserts that it is earlier than the stored record's end.
+#[track_caller]
+pub(crate) fn assert_before_the_end(world: &World, lease_duration: Duration) {
+    let end = world.renewed_at() + lease_duration.as_nanos();
+    let now = now();
+    assert!(now < end, "{} ns too late", now - end);
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it can be signalled");
 }
 
-#[test]
-fn a_killed_front_takes_the_tree_along() {
-    let world = World::on_files();
-    let (running, pids) = start_tree(&world, "60s");
-    running.signal(Signal::SIGKILL);
-    wait_for_death(&pids);
-    assert_ne!(world.holder(), "", "nobody was left to release the lease");
+/// The guard: the child of front that is called so.
+#[track_caller]
+pub(crate) fn guard_of(running: &Running) -> i32 {
+    wait_until("there is a guard", LIMIT, || {
+        children(running.pid())
+            .into_iter()
+            .find(|pid| name(*pid) == "lease-guard")
+    })
 }
 
-#[test]
-fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
-    let world = World::on_files();
-    let (running, pids) = start_tree(&world, "60s");
-    signal(guard_of(&running), Signal::SIGKILL);
-    running
-        .wait()
-        .assert_code(125)
-        .assert_says("the guard process died");
-    assert!(!pids.iter().any(|pid| is_alive(*pid)));
-    assert_eq!(world.holder(), "");
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }
 
-#[test]
-fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
-    let world = World::on_files();
-    let (running, pids) = start_tree(&world, "3s");
-    running.signal(Signal::SIGSTOP);
-    wait_for_death(&pids);
-    // The kernel's timer ends front itself, stopped as it is.
-    running.wait().assert_signal(Signal::SIGKILL);
+pub(crate) fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").expect("/proc can be read");
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-#[test]
-fn a_stopped_guard_does_not_save_the_tree_from_the_deadline() {
-    let world = World::on_files();
-    let (running, pids) = start_tree(&world, "3s");
-    let guard = guard_of(&running);
-    signal(guard, Signal::SIGSTOP);
-    world.steal("somebody-else");
-    wait_for_death(&pids);
-    let finished = running.wait();
-    finished.assert_code(79);
-    assert_eq!(world.holder(), "somebody-else");
+/// A process's name; empty if there is none.
+pub(crate) fn name(pid: i32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
 }
 
-#[test]
-fn leftovers_of_a_command_are_ended_before_the_release() {
-    let world = World::on_files();
-    let tree = world.path().join("tree");
-    let script = format!(
-        "(setsid sh -c 'trap \"\" TERM; echo $$ >>{tree}; while :; do sleep 0.05; done' &); \
-         sleep 7777 & echo $! >>{tree}; while [ \"$(wc -l <{tree})\" != 2 ]; do :; done; exit 3",
-        tree = tree.display(),
-    );
-    world.lease_exec().script(&script).run().assert_code(3);
-    let text = fs::read_to_string(&tree).expect("written");
-    let pids = text
-        .lines()
-        .map(|line| line.parse().expect("a pid"))
-        .collect::<Vec<i32>>();
-    assert_eq!(pids.len(), 2);
-    assert!(!pids.iter().any(|pid| is_alive(*pid)));
-    assert_eq!(world.holder(), "");
+pub(crate) fn state(pid: i32) -> char {
+    field(pid, 3).chars().next().unwrap_or('?')
+}
+
+/// A field of `/proc/PID/stat` behind the name, numbered as in proc_pid_stat(5).
+fn field(pid: i32, number: usize) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = stat.rsplit(") ").next().unwrap_or_default();
+    let field = rest.split(' ').nth(number - 3);
+    field.unwrap_or_default().to_owned()
+}
+
+/// A process's cgroup of version 2.
+pub(crate) fn cgroup(pid: i32) -> String {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+    own.unwrap_or_default().to_owned()
+}
+
+// === Cgroups ===
+
+/// A cgroup of a test's own, with one controller of version 1 or 2.
+pub(crate) struct TestCgroup {
+    path: PathBuf,
+}
+
+impl TestCgroup {
+    /// A cgroup of version 2, wherever that is mounted.
+    pub(crate) fn version_2() -> Self {
+        Self::below(&Self::mount_of_version_2())
+    }
+
+    pub(crate) fn mount_of_version_2() -> PathBuf {
+        mount_of(|kind, _| kind == "cgroup2")
+    }
+
+    /// One of version 1, with this controller.
+    pub(crate) fn with(controller: &str) -> Self {
+        let has_it = |kind: &str, options: &str| {
+            kind == "cgroup" && options.split(',').any(|option| option == controller)
+        };
+        Self::below(&mount_of(has_it))
+    }
+
+    fn below(mount: &Path) -> Self {
+        static BOXES: AtomicU32 = AtomicU32::new(0);
+        let number = BOXES.fetch_add(1, Ordering::Relaxed);
+        let path = mount.join(format!("box-{}-{number}", std::process::id()));
+        fs::create_dir(&path).expect("a cgroup can be made; these tests need root");
+        Self { path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn set(&self, file: &str, value: &str) {
+        let path = self.path.join(file);
+        fs::write(&path, value).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
+    }
+
+    pub(crate) fn get(&self, file: &str) -> String {
+        let text = fs::read_to_string(self.path.join(file)).expect("it can be read");
+        text.trim_end().to_owned()
+    }
+
+    /// What puts the program that follows into it.
+    pub(crate) fn around(&self) -> [String; 4] {
+        let procs = self.path.join("cgroup.procs");
+        let script = "echo $$ >\"$0\" && exec \"$@\"";
+        let words = ["sh", "-c", script, procs.to_str().expect("UTF-8")];
+        words.map(str::to_owned)
+    }
+}
+
+impl Drop for TestCgroup {
+    fn drop(&mut self) {
+        // Whatever a failed test has left.
+        for thaw in [("cgroup.freeze", "0"), ("freezer.state", "THAWED")] {
+            if self.path.join(thaw.0).exists() {
+                let _ = fs::write(self.path.join(thaw.0), thaw.1);
+            }
+        }
+        let _ = try_wait_until(LIMIT, || {
+            for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(entry.path());
+            }
+            fs::remove_dir(&self.path).ok()
+        });
+    }
+}
+
+/// Where a file system of this type and with these options of its own is mounted.
+fn mount_of(is_it: impl Fn(&str, &str) -> bool) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("it can be read");
+    let found = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut after = after.split(' ');
+        let kind = after.next()?;
+        let options = after.nth(1)?;
+        let point = before.split(' ').nth(4)?;
+        is_it(kind, options).then(|| PathBuf::from(point))
+    });
+    found.expect("the cgroup file system that this test needs is mounted")
+}
+
+// === Odd processes ===
+
+/// The program of `odd.c`, compiled once.
+pub(crate) fn odd() -> &'static Path {
+    static ODD: OnceLock<TempDir> = OnceLock::new();
+    let directory = ODD.get_or_init(|| {
+        let directory = TempDir::new().expect("a temporary directory can be made");
+        let everybody = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), everybody).expect("it is ours");
+        let status = Command::new("cc")
+            .args(["-Wall", "-Wextra", "-pthread", "-o"])
+            .arg(directory.path().join("odd"))
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/odd.c"))
+            .status();
+        assert!(status.expect("there is a C compiler").success());
+        directory
+    });
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| directory.path().join("odd"))
 }

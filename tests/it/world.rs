@@ -398,6 +398,26 @@ impl Invocation {
         self
     }
 
+    /// Has another program start it, to which these words are followed by lease-exec and its
+    /// arguments; standard input is empty.
+    pub(crate) fn under<S: AsRef<OsStr>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+        let mut argv = argv.into_iter();
+        let mut command = Command::new(argv.next().expect("a program"));
+        command
+            .args(argv)
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .stdin(Stdio::null());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.command = command;
+        self
+    }
+
     pub(crate) fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.command.stdin(stdin);
         self

@@ -481,16 +481,18 @@ fn a_command_that_does_not_start_leaves_a_free_lease() {
 
 #[test]
 fn a_dead_guard_ends_us_and_releases_only_on_proof() {
-    for (proven, exit, holder) in [
-        (true, Exit::Internal, None),
-        (false, Exit::Survivors, Some("me_1")),
-    ] {
-        let mut bench = Bench::running(settings());
-        bench.event(Event::GuardDied { proven });
-        bench.settle();
-        assert_eq!(bench.exit(), Some(exit));
-        assert_eq!(bench.holder(), holder);
-    }
+    let mut bench = Bench::running(settings());
+    bench.event(Event::TreeStuck {
+        survivors: "pid 7".to_owned(),
+    });
+    bench.pass(seconds(2.0));
+    assert!(bench.is_writing(), "does not renew for a survivor");
+    bench.settle();
+    assert_eq!(bench.exit(), None);
+    bench.event(Event::GuardDied);
+    bench.settle();
+    assert_eq!(bench.exit(), Some(Exit::Internal));
+    assert_eq!(bench.holder(), None);
 }
 
 #[test]

@@ -52,12 +52,13 @@ impl Watch {
         };
         self.strike();
         self.prove_alive(now, &mut told);
-        let is_hopeless = now.held_since(since) >= self.guard.kill_budget;
+        let is_hopeless = now.held_since(since) >= self.guard.options.kill_budget;
         if is_hopeless && !named {
             named = self.name_survivors();
         }
         let pause = if is_hopeless {
-            HOPELESS_PAUSE
+            // Often enough for our own timer, and front's.
+            HOPELESS_PAUSE.min(self.guard.options.kill_budget / 16)
         } else {
             (pause * 2).min(SWEEP_PAUSES[1])
         };
@@ -70,9 +71,12 @@ impl Watch {
         self.reap();
     }
 
-    /// SIGKILL to the command and its group, atomically against fork, then to whom a walk through
-    /// `/proc` finds.
+    /// SIGKILL to the command's cgroup and to its group, each atomically against fork, then to whom
+    /// a walk through `/proc` finds.
     fn strike(&self) {
+        if let Some(leaf) = &self.leaf {
+            leaf.kill();
+        }
         if let Some(command) = self.command {
             // Its leader is not reaped, so the group's number is still the command's.
             if self.own_group.is_some() {
@@ -88,25 +92,19 @@ impl Watch {
     /// Whoever sweeps is not stopped: the kernel's timers, this one and front's, are for those who
     /// are, so they are moved on, an eighth of the kill budget at a time.
     fn prove_alive(&mut self, now: Instant, told: &mut Option<Instant>) {
-        let step = self.guard.kill_budget / 8;
+        let step = self.guard.options.kill_budget / 8;
         if told.is_some_and(|told| now.held_since(told) < step) {
             return;
         }
         *told = Some(now);
         if let Some(watchdog) = &mut self.watchdog {
-            watchdog.push(now.boot + self.guard.kill_budget / 4);
+            watchdog.push(now.boot + self.guard.options.kill_budget / 4);
         }
         self.tell(Word::Killing);
     }
 
     fn name_survivors(&self) -> bool {
-        let nobody = Survivor {
-            pid: 0,
-            state: b'?',
-            uid: 0,
-            comm: [0; 16],
-        };
-        let mut survivors = [nobody; NAMED_SURVIVORS];
+        let mut survivors = [Survivor::default(); NAMED_SURVIVORS];
         let count = self
             .tree
             .as_ref()

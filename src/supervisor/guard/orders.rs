@@ -11,9 +11,10 @@ use crate::{clock::Instant, signals};
 
 use super::{
     super::{
-        Group,
+        Audience, Group,
         message::{Forwarded, Order, Word},
         sys::{self, Pid},
+        tree::Process,
     },
     Phase, Watch,
 };
@@ -103,22 +104,46 @@ impl Watch {
                 .is_some_and(|tree| tree.is_descendant(sender))
     }
 
-    /// Signals the command if it is not reaped yet. A signal that ends is followed by SIGCONT,
-    /// because it would pend for ever in a stopped process. SIGCONT goes to the whole group: one
-    /// member of a stopped pipeline alone would hang the job.
+    /// Signals the command if it is not reaped yet, and with `--group` its group with it. A signal
+    /// that ends is followed by SIGCONT, because it would pend for ever in a stopped process.
+    /// SIGCONT goes to the whole group: one member of a stopped pipeline alone would hang the job.
     fn signal_command(&mut self, signal: i32) {
         let Some(command) = self.command else {
-            return;
+            return self.signal_leftovers(signal);
         };
-        if signal != libc::SIGCONT {
-            let _ = sys::kill(command, signal);
-        }
         if signal == libc::SIGCONT {
-            self.continue_group(command);
-        } else if signals::is_ending(signal) {
-            match self.guard.group {
-                Group::Own => drop(sys::kill(command, libc::SIGCONT)),
-                Group::Shared(_) => self.continue_group(command),
+            return self.continue_group(command);
+        }
+        match (self.guard.options.audience, self.guard.group) {
+            (Audience::Command, _) => drop(sys::kill(command, signal)),
+            // The leader is not reaped, so the group's number is still the command's.
+            (Audience::Group, Group::Own) => drop(sys::kill(-command, signal)),
+            // The others in it are the caller's.
+            (Audience::Group, Group::Shared(group)) => {
+                if let Some(tree) = &self.tree {
+                    let is_meant =
+                        |process: &Process| process.group == group || process.pid == command;
+                    tree.signal_those(signal, is_meant);
+                }
+            }
+        }
+        if signals::is_ending(signal) {
+            match (self.guard.options.audience, self.guard.group) {
+                (Audience::Command, Group::Own) => drop(sys::kill(command, libc::SIGCONT)),
+                (Audience::Group, _) | (_, Group::Shared(_)) => self.continue_group(command),
+            }
+        }
+    }
+
+    /// Where those whom the command left behind are awaited, they are what is supervised.
+    fn signal_leftovers(&self, signal: i32) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        if let Some(tree) = &self.tree {
+            tree.signal(signal, None, &[]);
+            if signals::is_ending(signal) {
+                tree.signal(libc::SIGCONT, None, &[]);
             }
         }
     }

@@ -1,0 +1,345 @@
+//! The leaf: a cgroup (v2) of the command's own, in which it is born and its whole tree stays.
+//!
+//! One write to `cgroup.kill` kills everything in it, atomically against fork, also processes that
+//! have become other users, that sit in nested cgroups or that are frozen, see "Core Interface
+//! Files" in the kernel's admin-guide/cgroup-v2. Front and guard are never in it, or they would die
+//! of it too.
+//!
+//! The leaf is a child of the cgroup that we are in, and locked (flock(2)) as long as front or guard
+//! lives: one that is not locked was left behind by a lease-exec that was killed.
+//!
+//! Must not: allocate, but for [`Leaf::make`].
+
+use std::{
+    ffi::{CStr, CString, OsStr},
+    fs::{self, File},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat},
+    sys::{
+        stat::{Mode, mkdirat},
+        statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
+        uio::pread,
+    },
+    unistd::{UnlinkatFlags, unlinkat, write},
+};
+
+use super::{sys, tree::Process};
+
+/// A cgroup of the command's own.
+pub(super) struct Leaf {
+    parent: OwnedFd,
+    name: CString,
+    /// Locked.
+    directory: OwnedFd,
+    kill: OwnedFd,
+    events: OwnedFd,
+}
+
+impl Leaf {
+    /// Makes one, and ends and removes those that killed lease-execs have left beside it.
+    ///
+    /// # Errors
+    ///
+    /// If none can be made, which is no failure: where cgroups are of version 1, or belong to
+    /// somebody else.
+    pub(super) fn make() -> Result<Self> {
+        let parent = open_own()?;
+        end_abandoned(&parent);
+        let stat = fs::read("/proc/self/stat").context("read /proc/self/stat")?;
+        let process = Process::parse(&stat).context("understand /proc/self/stat")?;
+        let name = format!("{PREFIX}{}-{}", process.pid, process.start_time);
+        let name = CString::new(name).context("name a cgroup")?;
+        mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))
+            .context("make a cgroup")?;
+        match open_files(&parent, &name) {
+            Ok([directory, kill, events]) => Ok(Self {
+                parent,
+                name,
+                directory,
+                kill,
+                events,
+            }),
+            Err(error) => {
+                let _ = unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir);
+                Err(error.context("prepare the cgroup that was made"))
+            }
+        }
+    }
+
+    /// The directory, to be born into.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Its name, for people.
+    pub(super) fn name(&self) -> String {
+        self.name.to_string_lossy().into_owned()
+    }
+
+    /// The numbers of all that is open.
+    pub(super) fn descriptors(&self) -> [RawFd; 4] {
+        [&self.parent, &self.directory, &self.kill, &self.events].map(AsRawFd::as_raw_fd)
+    }
+
+    /// Sends SIGKILL to everybody in it.
+    pub(super) fn kill(&self) {
+        // The only answer that matters is that nobody is left in the end.
+        let _ = write(&self.kill, b"1");
+    }
+
+    /// Whether somebody is in it, or may be.
+    pub(super) fn is_populated(&self) -> bool {
+        is_populated(self.events.as_fd())
+    }
+
+    /// Removes it with all cgroups that the command has made in it, if nobody is in them.
+    pub(super) fn remove(&self) {
+        remove(self.parent.as_fd(), &self.name);
+    }
+}
+
+const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC);
+const WRITE: OFlag = OFlag::O_WRONLY.union(OFlag::O_CLOEXEC);
+
+/// The leaves' names begin so; a pid and its start time follow.
+const PREFIX: &str = "lease-exec-";
+
+fn open_directory<F: AsFd>(parent: &F, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = READ | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    openat(parent, name, flags, Mode::empty())
+}
+
+/// Locks a leaf, and opens all that is needed of it: the directory, `cgroup.kill`, which is there
+/// since Linux 5.14, and `cgroup.events`.
+fn open_files(parent: &OwnedFd, name: &CStr) -> Result<[OwnedFd; 3]> {
+    let directory = File::from(open_directory(parent, name)?);
+    directory.try_lock()?;
+    let kill = openat(&directory, c"cgroup.kill", WRITE, Mode::empty())?;
+    let events = openat(&directory, c"cgroup.events", READ, Mode::empty())?;
+    Ok([OwnedFd::from(directory), kill, events])
+}
+
+fn is_populated(events: BorrowedFd<'_>) -> bool {
+    let mut text = [0; 256];
+    match pread(events, &mut text, 0) {
+        Ok(length) => {
+            let text = text.get(..length).unwrap_or_default();
+            !text
+                .split(|byte| *byte == b'\n')
+                .any(|line| line == b"populated 0")
+        }
+        // It was removed, which can be done only while nobody is in it.
+        Err(Errno::ENODEV) => false,
+        Err(_) => true,
+    }
+}
+
+/// Removes a cgroup with all below it, the deepest first; stops where somebody is in one.
+fn remove(parent: BorrowedFd<'_>, name: &CStr) {
+    // Each round removes one. A command that made more than this has its own ways to remove them.
+    for _ in 0..1024 {
+        let removed = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
+        if removed != Err(Errno::EBUSY) || !remove_deepest(parent, name) {
+            return;
+        }
+    }
+}
+
+/// Removes one cgroup below this one; tells whether there was one that could be removed.
+fn remove_deepest(parent: BorrowedFd<'_>, name: &CStr) -> bool {
+    let Ok(mut at) = open_directory(&parent, name) else {
+        return false;
+    };
+    let mut buffer = [0; 4096];
+    for depth in 0.. {
+        let Some((below, child)) = child_of(&at, &mut buffer) else {
+            return false;
+        };
+        // A cgroup is empty if it has no child: it can be removed unless somebody is in it.
+        let mut rest = [0; 4096];
+        if depth == 256 || child_of(&below, &mut rest).is_none() {
+            return unlinkat(&at, child, UnlinkatFlags::RemoveDir).is_ok();
+        }
+        at = below;
+    }
+    false
+}
+
+/// The first cgroup in this one, opened, with its name.
+fn child_of<'b>(directory: &OwnedFd, buffer: &'b mut [u8]) -> Option<(OwnedFd, &'b CStr)> {
+    let directory_again = open_directory(directory, c".").ok()?;
+    let length = sys::read_directory(directory_again.as_fd(), buffer).ok()?;
+    let (_, name) = sys::entries(buffer.get(..length)?)
+        .find(|(kind, name)| *kind == libc::DT_DIR && !matches!(name.to_bytes(), b"." | b".."))?;
+    Some((open_directory(directory, name).ok()?, name))
+}
+
+// === Finding the place ===
+
+/// Opens the directory of the cgroup that this process is in.
+fn open_own() -> Result<OwnedFd> {
+    let cgroups = fs::read("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let mounts = fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let path = own_path(&cgroups, &mounts)
+        .context("no cgroup file system of version 2 shows this process's cgroup")?;
+    let directory = nix::fcntl::open(&path, READ | OFlag::O_DIRECTORY, Mode::empty())
+        .with_context(|| format!("open {}", path.display()))?;
+    // Something else may be mounted over it.
+    let found = fstatfs(&directory).with_context(|| format!("ask about {}", path.display()))?;
+    ensure!(
+        found.filesystem_type() == CGROUP2_SUPER_MAGIC,
+        "{} is no cgroup of version 2",
+        path.display()
+    );
+    // Where systemd runs, it alone writes to cgroups that it has not delegated, see its
+    // CGROUP_DELEGATION.
+    if Path::new("/run/systemd/system").exists() {
+        ensure!(
+            is_delegated(&directory),
+            "systemd has not delegated {} (Delegate=yes)",
+            path.display()
+        );
+    }
+    Ok(directory)
+}
+
+fn is_delegated(directory: &OwnedFd) -> bool {
+    [c"user.delegate", c"trusted.delegate"].iter().any(|name| {
+        let mut value = [0; 8];
+        let length = sys::read_attribute(directory.as_fd(), name, &mut value);
+        length == Ok(1) && value[0] == b'1'
+    })
+}
+
+/// Where this process's cgroup (v2) is mounted, from its `cgroup` and `mountinfo` in `/proc/self`,
+/// see cgroups(7) and proc_pid_mountinfo(5).
+fn own_path(cgroups: &[u8], mounts: &[u8]) -> Option<PathBuf> {
+    let own = lines(cgroups).find_map(|line| line.strip_prefix(b"0::"))?;
+    let own = Path::new(OsStr::from_bytes(own));
+    let mounted = lines(mounts).filter_map(|line| {
+        let dash = line.windows(3).position(|three| three == b" - ")?;
+        let kind = line.get(dash + 3..)?.split(|byte| *byte == b' ').next()?;
+        let mut fields = line.split(|byte| *byte == b' ').skip(3);
+        let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
+        (kind == b"cgroup2").then_some(())?;
+        // Both are seen from our own cgroup namespace.
+        let below = own.strip_prefix(root).ok()?;
+        Some(point.join(below))
+    });
+    // The last one mounted is the one that is seen.
+    mounted
+        .last()
+        .filter(|path| !path.components().any(|part| part.as_os_str() == ".."))
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n')
+}
+
+/// In mountinfo blanks and backslashes are written as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after
+            .get(..3)
+            .and_then(|digits| str::from_utf8(digits).ok());
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match escaped {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+// === What others have left behind ===
+
+/// Kills whoever lives in a leaf whose front and guard are both dead, and removes it. They could do
+/// no more about it, and nobody else would.
+fn end_abandoned(parent: &OwnedFd) {
+    let Ok(parent_again) = open_directory(parent, c".") else {
+        return;
+    };
+    let mut buffer = [0; 8192];
+    while let Ok(length @ 1..) = sys::read_directory(parent_again.as_fd(), &mut buffer) {
+        let names = sys::entries(buffer.get(..length).unwrap_or_default())
+            .map(|(_, name)| name)
+            .filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes()));
+        for name in names {
+            // One that has just been made and is not locked yet looks the same. Then that
+            // lease-exec does without.
+            let _ = end_if_abandoned(parent, name);
+        }
+    }
+}
+
+fn end_if_abandoned(parent: &OwnedFd, name: &CStr) -> Result<()> {
+    let [_locked, kill, events] = open_files(parent, name)?;
+    write(kill, b"1")?;
+    let since = Instant::now();
+    while is_populated(events.as_fd()) && since.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    remove(parent.as_fd(), name);
+    Ok(())
+}
+
+/// How long the start may be held up by the remains of others.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &[u8] = b"\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+";
+
+    fn found(cgroups: &str, mounts: &[u8]) -> Option<String> {
+        own_path(cgroups.as_bytes(), mounts).map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn the_own_cgroup_is_found_wherever_version_2_is_mounted() {
+        let cgroups = "4:memory:/other\n0::/a/b\n";
+        let path = found(cgroups, HYBRID);
+        assert_eq!(path.as_deref(), Some("/sys/fs/cgroup/unified/a/b"));
+        let root = found("0::/\n", HYBRID);
+        assert_eq!(root.as_deref(), Some("/sys/fs/cgroup/unified/"));
+    }
+
+    #[test]
+    fn a_mount_that_begins_further_down_is_understood() {
+        let mounts = b"9 1 0:38 /a /mnt/with\\040blank rw - cgroup2 none rw\n";
+        let path = found("0::/a/b\n", mounts);
+        assert_eq!(path.as_deref(), Some("/mnt/with blank/b"));
+        assert_eq!(found("0::/other\n", mounts), None);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_not_found() {
+        assert_eq!(found("4:memory:/a\n", HYBRID), None, "only version 1");
+        assert_eq!(found("0::/../a\n", HYBRID), None, "outside our namespace");
+        assert_eq!(found("0::/a\n", b""), None, "not mounted");
+        assert_eq!(found("", b"nonsense\n - cgroup2\n"), None);
+    }
+}

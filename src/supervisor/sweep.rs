@@ -1,0 +1,119 @@
+//! After the guard's death: front kills what it has left.
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+
+use super::{
+    PAUSE, Report, State, Supervisor, Survivor,
+    cgroup::Leaf,
+    sys::{self, Pid, Waited},
+    tree::{Process, Tree},
+};
+
+/// How far the killing has come.
+pub(super) struct Sweep {
+    since: Instant,
+    /// The guard is reaped, so its orphans are ours now.
+    guard_is_gone: bool,
+    command: Option<Pid>,
+    /// How many walks in a row found nobody.
+    clean: u32,
+    /// The survivors have been named.
+    named: bool,
+}
+
+impl Supervisor {
+    pub(super) fn lose_guard(&mut self) {
+        let State::Guarded { command } = self.state else {
+            return;
+        };
+        // It has closed its socket without having said that all is over, so it is dying.
+        let _ = sys::kill(self.guard, libc::SIGKILL);
+        self.state = State::Sweeping(Sweep {
+            since: Instant::now(),
+            guard_is_gone: false,
+            command,
+            clean: 0,
+            named: false,
+        });
+    }
+
+    /// One turn of killing what the guard left to us: its orphans are our descendants, and so are
+    /// the bystanders and the exec plugins of the kubeconfig. Bystanders are spared. A plugin that
+    /// runs just now is not told from an orphan and dies; it is asked for again when needed.
+    ///
+    /// Returns how long to wait before the next one.
+    pub(super) fn sweep(&mut self) -> Duration {
+        let now = Instant::now();
+        self.prove_alive(now);
+        let State::Sweeping(sweep) = &mut self.state else {
+            return PAUSE;
+        };
+        let is_too_long = now.held_since(sweep.since) >= self.kill_budget;
+        let leaf = self.leaf.as_ref().ok();
+        if let Some(leaf) = leaf {
+            leaf.kill();
+        }
+        // Orphans come to us when the guard is dead, which is a little after its socket closed.
+        sweep.guard_is_gone = sweep.guard_is_gone
+            || matches!(sys::wait(self.guard), Waited::Ended(..) | Waited::NoChild);
+        if sweep.guard_is_gone && sweep.strike(&self.bystanders, leaf) {
+            let report = self.end_of(Report::GuardDied);
+            self.reports.push_back(report);
+            return PAUSE;
+        }
+        if !is_too_long {
+            return PAUSE;
+        }
+        if !sweep.named {
+            sweep.named = true;
+            self.is_stuck = true;
+            let survivors = name_survivors(&self.bystanders);
+            self.reports.push_back(Report::Survivors(survivors));
+        }
+        // Often enough for our own timer.
+        PAUSE.max(self.kill_budget / 16)
+    }
+}
+
+impl Sweep {
+    /// Kills all that can be found, and tells whether nobody was left.
+    fn strike(&mut self, bystanders: &[Process], leaf: Option<&Leaf>) -> bool {
+        // Where it had no own group its number is no group's, and nothing happens.
+        if let Some(command) = self.command
+            && sys::is_unreaped_child(command)
+        {
+            let _ = sys::kill(-command, libc::SIGKILL);
+            let _ = sys::kill(command, libc::SIGKILL);
+        }
+        self.walk(bystanders) && !leaf.is_some_and(Leaf::is_populated)
+    }
+
+    /// Kills and reaps whom a walk finds, and tells whether nobody was left.
+    ///
+    /// A process that forks while we walk could be missed by one walk, but then its parent, alive
+    /// or a zombie that only we can reap, is seen. A second walk is for a chain of them.
+    fn walk(&mut self, bystanders: &[Process]) -> bool {
+        let Ok(tree) = Tree::of_this_process() else {
+            return false;
+        };
+        let found = tree.signal(libc::SIGKILL, None, bystanders);
+        let ours = std::process::id().cast_signed();
+        // By their pids: never any child, see the head of the module above.
+        tree.visit(bystanders, |process| {
+            if process.parent == ours {
+                sys::wait(process.pid);
+            }
+        });
+        self.clean = if found.is_nobody() { self.clean + 1 } else { 0 };
+        self.clean >= 2
+    }
+}
+
+fn name_survivors(bystanders: &[Process]) -> Vec<Survivor> {
+    let mut survivors = [Survivor::default(); 8];
+    let count =
+        Tree::of_this_process().map_or(0, |tree| tree.survivors(bystanders, &mut survivors));
+    survivors.into_iter().take(count).collect()
+}

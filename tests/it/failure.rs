@@ -1,0 +1,210 @@
+//! lease-exec's own processes fail: the command's tree is dead all the same, and in time.
+
+use std::{fs, time::Duration};
+
+use nix::{
+    sys::{ptrace, signal::Signal},
+    unistd::Pid,
+};
+
+use crate::{
+    processes::{
+        Grown, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, guard_of, signal, state,
+    },
+    wait::{LIMIT, wait_until},
+    world::World,
+};
+
+/// The lease duration where a test waits for the deadline.
+const SHORT: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_killed_front_takes_the_tree_along() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "60s");
+        grown.running.signal(Signal::SIGKILL);
+        grown.mark.wait_for_nobody();
+        assert_ne!(world.holder(), "", "nobody was left to release the lease");
+    }
+}
+
+#[test]
+fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "60s");
+        signal(grown.guard, Signal::SIGKILL);
+        grown
+            .running
+            .wait()
+            .assert_code(125)
+            .assert_says("the guard process died");
+        assert_eq!(grown.mark.alive(), [0; 0]);
+        assert_eq!(world.holder(), "");
+    }
+}
+
+#[test]
+fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "3s");
+        grown.running.signal(Signal::SIGSTOP);
+        grown.mark.wait_for_nobody();
+        assert_before_the_end(&world, SHORT);
+        // The kernel's timer ends front itself, stopped as it is.
+        grown.running.wait().assert_signal(Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn a_stopped_guard_does_not_save_the_tree_from_the_end() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "60s");
+        signal(grown.guard, Signal::SIGSTOP);
+        world.steal("somebody-else");
+        grown.mark.wait_for_nobody();
+        grown.running.wait().assert_code(79);
+        assert_eq!(world.holder(), "somebody-else");
+    }
+}
+
+#[test]
+fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "3s");
+        grown.signal_both(Signal::SIGSTOP);
+        grown.wait_for_group();
+        assert_before_the_end(&world, SHORT);
+    }
+}
+
+#[test]
+fn with_front_and_guard_killed_at_once_the_group_is_dead() {
+    for round in 0..6 {
+        let world = World::on_files();
+        let grown = Grown::start(&world, LEVELS[round % 2], "60s");
+        // Neither can do anything about the other's death.
+        grown.signal_both(Signal::SIGSTOP);
+        wait_until("both are stopped", LIMIT, || {
+            let states = [grown.running.pid(), grown.guard].map(state);
+            (states == ['T', 'T']).then_some(())
+        });
+        if round % 3 == 0 {
+            signal(grown.guard, Signal::SIGKILL);
+            grown.running.signal(Signal::SIGKILL);
+        } else {
+            grown.signal_both(Signal::SIGKILL);
+        }
+        grown.wait_for_group();
+    }
+}
+
+#[test]
+fn a_stalled_runtime_does_not_save_the_tree_from_the_deadline() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "3s");
+        // The runtime is the main thread. The others, also those that read signals, go on.
+        let main_thread = Pid::from_raw(grown.running.pid());
+        ptrace::seize(main_thread, ptrace::Options::empty()).expect("root may trace");
+        ptrace::interrupt(main_thread).expect("it is traced");
+        grown.mark.wait_for_nobody();
+        assert_before_the_end(&world, SHORT);
+    }
+}
+
+#[test]
+fn everybody_frozen_for_ever_is_dead_before_the_end_as_far_as_the_group_goes() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let freezer = TestCgroup::version_2();
+        let invocation = world.lease_exec().args(["--lease-duration", "3s"]);
+        let grown = Grown::start_as(invocation, level, |invocation| {
+            invocation.under(freezer.around())
+        });
+        freezer.set("cgroup.freeze", "1");
+        grown.wait_for_group();
+        assert_before_the_end(&world, SHORT);
+        assert_eq!(freezer.get("cgroup.freeze"), "1", "nobody was thawed");
+    }
+}
+
+#[test]
+fn a_command_that_runs_out_of_memory_dies_by_itself_and_the_lease_is_released() {
+    let world = World::on_files();
+    let memory = TestCgroup::with("memory");
+    memory.set("memory.limit_in_bytes", "16777216");
+    let mark = Mark::new();
+    let procs = memory.path().join("cgroup.procs");
+    let script = format!(
+        "setsid sleep 7777 & echo $$ >{} && exec tail /dev/zero",
+        procs.display()
+    );
+    let finished = world.lease_exec().command(mark.script(&script)).run();
+    finished.assert_signal(Signal::SIGKILL);
+    assert_eq!(memory_kills(&memory), 1);
+    assert_eq!(mark.alive(), [0; 0], "what it left was ended");
+    assert_eq!(world.holder(), "", "its own death is no loss");
+}
+
+fn memory_kills(memory: &TestCgroup) -> u32 {
+    let control = memory.get("memory.oom_control");
+    let kills = control
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    kills.and_then(|kills| kills.parse().ok()).expect("a count")
+}
+
+// === Other users ===
+
+/// A command that has become another user: the kernel has forgotten to kill it with its parent.
+fn start_as_another_user(world: &World, level: Level, mark: &Mark) -> crate::world::Running {
+    let argv = mark.command(&[
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "sleep",
+        "7777",
+    ]);
+    let running = level.apply(world.lease_exec().command(argv)).start();
+    wait_until("the command is another user", LIMIT, || {
+        let pid = *mark.alive().first()?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let is_another = status.contains("Uid:\t65534\t65534\t65534\t65534");
+        (is_another && crate::processes::name(pid) == "sleep").then_some(())
+    });
+    running
+}
+
+#[test]
+fn a_command_that_became_another_user_dies_with_the_guard() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let running = start_as_another_user(&world, level, &mark);
+        signal(guard_of(&running), Signal::SIGKILL);
+        running.wait().assert_code(125);
+        assert_eq!(mark.alive(), [0; 0]);
+        assert_eq!(world.holder(), "");
+    }
+}
+
+#[test]
+fn a_command_that_became_another_user_dies_with_front_and_guard() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let running = start_as_another_user(&world, level, &mark);
+        let guard = guard_of(&running);
+        running.signal(Signal::SIGSTOP);
+        signal(guard, Signal::SIGSTOP);
+        running.signal(Signal::SIGKILL);
+        signal(guard, Signal::SIGKILL);
+        mark.wait_for_nobody();
+    }
+}

@@ -1,0 +1,227 @@
+//! The command ends and leaves others behind; and who hears of a signal before that.
+
+use std::{fs, path::PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    processes::{LEVELS, Level, Mark},
+    wait::{LIMIT, wait_until},
+    world::{Running, World},
+};
+
+/// The lines of a file, none if there is no file.
+fn lines(path: &PathBuf) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn wait_for_line(path: &PathBuf, wanted: &str) {
+    wait_until(format!("{} says {wanted}", path.display()), LIMIT, || {
+        lines(path).iter().any(|line| line == wanted).then_some(())
+    });
+}
+
+#[test]
+fn leftovers_are_ended_before_the_release_and_the_commands_code_is_ours() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let ready = world.path().join("ready");
+        let script = format!(
+            "(setsid sh -c 'trap \"\" TERM; echo a >>{ready}; exec sleep 7777' &); \
+             (setsid sh -c 'echo b >>{ready}; exec sleep 7777' &); sleep 7777 & \
+             while [ \"$(cat {ready} | wc -l)\" != 2 ]; do sleep 0.01; done; exit 3",
+            ready = ready.display(),
+        );
+        let invocation = world.lease_exec().command(mark.script(&script));
+        level.apply(invocation).start().wait().assert_code(3);
+        assert_eq!(mark.alive(), [0; 0]);
+        assert_eq!(world.holder(), "");
+    }
+}
+
+#[test]
+fn leftovers_may_end_in_their_own_way_first() {
+    let world = World::on_files();
+    let said = world.path().join("said");
+    let script = format!(
+        "(setsid sh -c 'trap \"echo bye >>{said}; exit\" TERM; echo ready >>{said}; \
+         while :; do sleep 0.02; done' &); until grep -q ready {said}; do sleep 0.01; done",
+        said = said.display(),
+    );
+    world.lease_exec().script(&script).run().assert_code(0);
+    assert_eq!(lines(&said), ["ready", "bye"]);
+}
+
+// === --wait-descendants ===
+
+/// A command that ends with 3 at once and leaves a daemon, which takes TERM as an order to end.
+fn start_daemon(world: &World, level: Level, mark: &Mark) -> Running {
+    let said = world.path().join("said");
+    let script = format!(
+        "(setsid sh -c 'trap \"echo bye >>{said}; exit\" TERM; echo ready >>{said}; \
+         until [ -e {path}/go ]; do sleep 0.02; done; echo done >>{said}' &); exit 3",
+        said = said.display(),
+        path = world.path().display(),
+    );
+    let invocation = world.lease_exec().args(["--wait-descendants"]);
+    let running = level
+        .apply(invocation.command(mark.script(&script)))
+        .start();
+    wait_for_line(&said, "ready");
+    running
+}
+
+#[test]
+fn descendants_are_waited_for_if_asked() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let running = start_daemon(&world, level, &mark);
+        for _ in 0..2 {
+            world.wait_for_renewal();
+        }
+        assert_ne!(mark.alive(), [0; 0], "it was ended");
+        fs::write(world.path().join("go"), "").expect("written");
+        running.wait().assert_code(3);
+        assert_eq!(lines(&world.path().join("said")), ["ready", "done"]);
+        assert_eq!(world.holder(), "");
+    }
+}
+
+#[test]
+fn descendants_that_are_waited_for_get_the_signals() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let running = start_daemon(&world, Level::Cgroup, &mark);
+    wait_until("the command itself has ended", LIMIT, || {
+        crate::processes::children(crate::processes::guard_of(&running))
+            .iter()
+            .all(|pid| crate::processes::state(*pid) == 'S')
+            .then_some(())
+    });
+    running.signal(Signal::SIGTERM);
+    running.wait().assert_code(3);
+    assert_eq!(lines(&world.path().join("said")), ["ready", "bye"]);
+}
+
+#[test]
+fn a_loss_while_descendants_are_waited_for_is_a_loss() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let running = start_daemon(&world, Level::Cgroup, &mark);
+    world.steal("somebody-else");
+    running.wait().assert_code(79);
+    assert_eq!(mark.alive(), [0; 0]);
+}
+
+// === --group ===
+
+/// A command and a child of it that both say who hears SIGUSR1.
+fn listeners(world: &World) -> String {
+    let said = world.path().join("said");
+    let listener = |name: &str, rest: &str| {
+        format!(
+            "trap 'echo {name} >>{said}' USR1; echo {name} is ready >>{said}; {rest}",
+            said = said.display()
+        )
+    };
+    let ever = "while :; do sleep 0.02; done";
+    let child = world.path().join("child.sh");
+    fs::write(&child, listener("child", ever)).expect("written");
+    let script = format!("sh {} & {}", child.display(), listener("command", ever));
+    let file = world.path().join("command.sh");
+    fs::write(&file, script).expect("written");
+    file.display().to_string()
+}
+
+#[test]
+fn a_signal_goes_to_the_command_alone_or_with_group_to_its_group() {
+    for (options, hears) in [
+        (&[][..], vec!["command"]),
+        (&["-g"], vec!["child", "command"]),
+    ] {
+        let world = World::on_files();
+        let said = world.path().join("said");
+        let script = listeners(&world);
+        let running = world
+            .lease_exec()
+            .args(options)
+            .command(["sh", &script])
+            .start();
+        for name in ["command is ready", "child is ready"] {
+            wait_for_line(&said, name);
+        }
+        running.signal(Signal::SIGUSR1);
+        for name in &hears {
+            wait_for_line(&said, name);
+        }
+        // What follows it has arrived: so has what was sent before.
+        running.signal(Signal::SIGTERM);
+        running.wait().assert_signal(Signal::SIGTERM);
+        let mut heard = lines(&said).split_off(2);
+        heard.sort();
+        assert_eq!(heard, hears);
+    }
+}
+
+#[test]
+fn with_a_group_that_is_the_callers_a_signal_spares_the_caller() {
+    let world = World::on_files();
+    let said = world.path().join("said");
+    let bystander = Mark::new();
+    let pid = world.path().join("pid");
+    let script = format!(
+        "{} & echo $$ >{}; exec \"$@\"",
+        bystander.command(&["sleep", "7777"]).join(" "),
+        pid.display()
+    );
+    let script_file = world.path().join("script.sh");
+    fs::write(&script_file, script).expect("written");
+    let listeners = listeners(&world);
+    let line = format!(
+        "sh {} {} -g --lease demo --store file:{} -- sh {listeners}",
+        script_file.display(),
+        env!("CARGO_BIN_EXE_lease-exec"),
+        world.store().display(),
+    );
+    // In the foreground of a terminal.
+    let mut terminal = std::process::Command::new("script");
+    crate::world::clean_environment(&mut terminal);
+    let mut terminal = terminal
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("script runs");
+    for name in ["command is ready", "child is ready"] {
+        wait_for_line(&said, name);
+    }
+    let front: i32 = lines(&pid)[0].parse().expect("a pid");
+    crate::processes::signal(front, Signal::SIGUSR1);
+    for name in ["command", "child"] {
+        wait_for_line(&said, name);
+    }
+    assert_eq!(bystander.alive().len(), 1, "the caller's own child was hit");
+    crate::processes::signal(front, Signal::SIGTERM);
+    let status = terminal.wait().expect("script ends");
+    assert_eq!(status.code(), Some(143));
+}
+
+// === --no-new-privs ===
+
+#[test]
+fn the_command_gains_no_privileges_if_asked() {
+    let world = World::on_files();
+    let with = |options: &[&str]| {
+        let invocation = world.lease_exec().args(options);
+        let finished = invocation
+            .command(["grep", "NoNewPrivs", "/proc/self/status"])
+            .run();
+        finished.assert_code(0).stdout()
+    };
+    assert_eq!(with(&[]), "NoNewPrivs:\t0\n");
+    assert_eq!(with(&["--no-new-privs"]), "NoNewPrivs:\t1\n");
+}
