@@ -309,11 +309,14 @@ impl Supervisor {
         self.tell(Order::Terminate);
     }
 
-    /// Kills the whole tree, if it was started, with SIGKILL. A guard that does not say within a quarter of the kill
-    /// budget that it does so is killed itself, by [`Supervisor::next`], which kills the command.
+    /// Kills the whole tree, if it was started, with SIGKILL. A guard that does not say within a
+    /// quarter of the kill budget that it does so is killed itself, by [`Supervisor::next`], which
+    /// kills the command.
     pub fn kill(&mut self) {
         if self.deadline.is_some() {
-            self.patience.get_or_insert(Instant::now());
+            let now = Instant::now();
+            self.patience.get_or_insert(now);
+            self.prove_alive(now);
             self.tell(Order::Kill);
         }
     }
