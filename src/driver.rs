@@ -21,7 +21,7 @@ use crate::{
     clock::Now,
     election::{Action, Election, Event, NotStarted, Reply, Report, RequestId, Settings, Term},
     exit::Exit,
-    signals::{Received, is_ending},
+    signals::{self, Received, is_ending},
     store::{Change, Failure, FailureKind, Store, Watch},
     supervisor::{self, Deadline, FindErrorKind, Status, Supervisor},
 };
@@ -132,6 +132,10 @@ impl<S: Store + 'static> Driver<S> {
                     }
                 }
                 Some(received) = self.signals.recv() => {
+                    if received.signal == libc::SIGTSTP {
+                        self.on_stop(received);
+                        continue;
+                    }
                     return Event::Signalled { signal: received.signal, ends: is_ending(received.signal) };
                 }
                 change = next_change(&mut self.watch) => {
@@ -147,6 +151,21 @@ impl<S: Store + 'static> Driver<S> {
                 () = sleep => return Event::Wake,
             }
         }
+    }
+
+    /// Who waits may be stopped: if the lease is acquired meanwhile, it runs out again.
+    fn on_stop(&self, received: Received) {
+        if !self.supervisor.is_engaged() {
+            signals::stop();
+        } else if !(received.from_terminal && self.supervisor.shares_group()) {
+            self.refuse_stop(received.signal);
+        }
+        // Otherwise the command has got it too, and the guard says so if that stops it.
+    }
+
+    fn refuse_stop(&self, signal: i32) {
+        let lease = &self.lease;
+        warn!(%lease, signal = %name_of(signal), "refused to stop the command: a stopped holder could not renew");
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Ending> {
@@ -226,7 +245,7 @@ impl<S: Store + 'static> Driver<S> {
                 Some(Event::NotStarted(NotStarted::Refused(Exit::Internal)))
             }
             Said::Stopped(signal) => {
-                warn!(%lease, signal = %name_of(signal), "refused to stop the command: a stopped holder could not renew");
+                self.refuse_stop(signal);
                 None
             }
             Said::Ended { status, at } => {

@@ -18,6 +18,7 @@ use nix::{
         prctl,
         resource::{Resource, setrlimit},
     },
+    unistd::{getpid, getsid},
 };
 use tokio::sync::mpsc;
 
@@ -70,6 +71,7 @@ impl Signals {
     }
 
     fn read(&self, reader: &OwnedFd, forwarder: &Forwarder, driver: &mpsc::Sender<Received>) {
+        let leads_session = getsid(None) == Ok(getpid());
         loop {
             let arrived = match sys::read_signal(reader.as_fd()) {
                 Ok(arrived) => arrived,
@@ -83,17 +85,18 @@ impl Signals {
             } else {
                 Treatment::of(arrived, is_ignored)
             };
-            let from_terminal = is_from_terminal(arrived);
+            let from_terminal = is_from_terminal(arrived, leads_session);
+            // The driver first: it must not wait for a guard that is stopped.
+            if treatment != Treatment::Drop {
+                let _ = driver.try_send(Received {
+                    signal: arrived.signal,
+                    from_terminal,
+                });
+            }
             if treatment == Treatment::Forward {
                 forwarder.forward(Forwarded {
                     signal: arrived.signal,
                     sender: arrived.sender,
-                    from_terminal,
-                });
-            }
-            if treatment != Treatment::Drop {
-                let _ = driver.try_send(Received {
-                    signal: arrived.signal,
                     from_terminal,
                 });
             }
@@ -123,8 +126,6 @@ impl Treatment {
             // Blocked signals arrive also if they were ignored, as by nohup.
             _ if is_ignored => Self::Drop,
             libc::SIGTTIN | libc::SIGTTOU => Self::Drop,
-            // The command was stopped together with us, and the guard says so.
-            libc::SIGTSTP if is_from_terminal(arrived) => Self::Drop,
             libc::SIGTSTP => Self::Tell,
             _ => Self::Forward,
         }
@@ -160,13 +161,25 @@ fn is_read(signal: i32) -> bool {
     )
 }
 
-/// Whether the terminal made a signal: it then went to the whole foreground group.
-fn is_from_terminal(arrived: Arrived) -> bool {
-    let can_be = matches!(
-        arrived.signal,
-        libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGWINCH | libc::SIGHUP
-    );
+/// Whether the terminal made a signal for the whole foreground group.
+///
+/// When the terminal goes away the kernel tells nobody but the leader of the session, and the
+/// foreground group only once that has ended. As `ssh -t host lease-exec ...` runs us, or a window
+/// that is opened for us, we are that leader.
+fn is_from_terminal(arrived: Arrived, leads_session: bool) -> bool {
+    let can_be = match arrived.signal {
+        libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGWINCH => true,
+        libc::SIGHUP => !leads_session,
+        // No key or event of a terminal makes another.
+        _ => false,
+    };
     can_be && arrived.code == libc::SI_KERNEL
+}
+
+/// Stops this process, as Ctrl-Z asked for, until it is continued. Where nobody could continue it,
+/// because no shell with job control is above, the kernel does nothing.
+pub fn stop() {
+    sys::die_of(libc::SIGTSTP);
 }
 
 /// Ends this process as a signal would, without a core dump: a shell stops a script at Ctrl-C only
@@ -212,8 +225,6 @@ mod tests {
         assert_eq!(by_kill(libc::SIGTSTP), Treatment::Tell);
         assert_eq!(by_kill(libc::SIGTTIN), Treatment::Drop);
         assert_eq!(by_kill(libc::SIGTTOU), Treatment::Drop);
-        let by_terminal = Treatment::of(arrived(libc::SIGTSTP, libc::SI_KERNEL), false);
-        assert_eq!(by_terminal, Treatment::Drop);
     }
 
     #[test]
@@ -235,9 +246,18 @@ mod tests {
 
     #[test]
     fn only_keys_resizes_and_hangups_come_from_the_terminal() {
-        assert!(is_from_terminal(arrived(libc::SIGINT, libc::SI_KERNEL)));
-        assert!(is_from_terminal(arrived(libc::SIGHUP, libc::SI_KERNEL)));
-        assert!(!is_from_terminal(arrived(libc::SIGINT, libc::SI_USER)));
-        assert!(!is_from_terminal(arrived(libc::SIGPIPE, libc::SI_KERNEL)));
+        let is_from_terminal = |signal, code| super::is_from_terminal(arrived(signal, code), false);
+        assert!(is_from_terminal(libc::SIGINT, libc::SI_KERNEL));
+        assert!(is_from_terminal(libc::SIGHUP, libc::SI_KERNEL));
+        assert!(!is_from_terminal(libc::SIGINT, libc::SI_USER));
+        assert!(!is_from_terminal(libc::SIGPIPE, libc::SI_KERNEL));
+    }
+
+    #[test]
+    fn a_hangup_is_for_the_leader_of_the_session_alone() {
+        let is_from_terminal =
+            |signal| super::is_from_terminal(arrived(signal, libc::SI_KERNEL), true);
+        assert!(!is_from_terminal(libc::SIGHUP));
+        assert!(is_from_terminal(libc::SIGINT));
     }
 }

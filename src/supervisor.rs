@@ -23,7 +23,7 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -32,6 +32,7 @@ use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
+    poll::{PollFd, PollFlags, poll},
     sys::{
         prctl,
         socket::{
@@ -161,6 +162,7 @@ pub struct Supervisor {
     readable: Option<AsyncFd<Arc<OwnedFd>>>,
     guard: Pid,
     above: Above,
+    group: Group,
     command: Command,
     kill_budget: Duration,
     /// Held, so that its other end is the guard's to lose.
@@ -222,11 +224,12 @@ impl Supervisor {
             SockFlag::SOCK_CLOEXEC,
         )
         .context("make the guard's socket")?;
+        let group = Group::of_command();
         let guard = Guard {
             front: guards,
             inherited,
             exec,
-            group: Group::of_command(),
+            group,
             options,
             tether: guards_tether,
             buffer: Guard::buffer(),
@@ -246,6 +249,7 @@ impl Supervisor {
             readable: None,
             guard: pid,
             above,
+            group,
             command,
             kill_budget: options.kill_budget,
             _tether: tether,
@@ -273,6 +277,16 @@ impl Supervisor {
             socket: Arc::clone(&self.socket),
             guard: self.guard,
         }
+    }
+
+    /// Whether the command runs or is about to.
+    pub fn is_engaged(&self) -> bool {
+        self.deadline.is_some() && !matches!(self.state, State::Over)
+    }
+
+    /// Whether the command is in this process's group, so that it gets what the terminal makes.
+    pub fn shares_group(&self) -> bool {
+        matches!(self.group, Group::Shared(_))
     }
 
     /// Asks the guard to start the command, with these variables added to its environment or in
@@ -557,9 +571,17 @@ impl Forwarder {
         pid == self.guard
     }
 
-    /// Passes one signal on. If the guard does not read, it is dropped.
+    /// Passes one signal on. Where hundreds wait already, the guard is given a second to read some of
+    /// them; if it does not, because it is stopped, the signal is dropped.
     pub(crate) fn forward(&self, forwarded: Forwarded) {
-        let _ = order(&self.socket, &Order::Signal(forwarded).encode());
+        let message = Order::Signal(forwarded).encode();
+        while order(&self.socket, &message) == Err(Errno::EAGAIN) {
+            let mut place = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut place, 1000_u16) {
+                Ok(1..) | Err(Errno::EINTR) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
 use serde_json::{Value, json};
@@ -117,16 +117,17 @@ impl<'a> World<'a> {
     /// Runs a shell script that is given lease-exec and these arguments as `$0` and `$@`.
     pub(crate) fn shell(&self, script: &str, args: &[&str]) -> Finished {
         let program = env!("CARGO_BIN_EXE_lease-exec");
-        let shell = self.invocation_of("sh");
+        let shell = self.program("sh");
         shell.args(["-c", script, program]).args(args).run()
     }
 
     /// lease-exec without any arguments.
     pub(crate) fn invocation(&self) -> Invocation {
-        self.invocation_of(env!("CARGO_BIN_EXE_lease-exec"))
+        self.program(env!("CARGO_BIN_EXE_lease-exec"))
     }
 
-    fn invocation_of(&self, program: &str) -> Invocation {
+    /// Another program, which is to start lease-exec.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Invocation {
         let mut command = Command::new(program);
         clean_environment(&mut command);
         command.stdin(Stdio::null());
@@ -447,7 +448,8 @@ impl Invocation {
     }
 }
 
-/// lease-exec, running. Dropping it kills it; the guard then kills what it runs.
+/// lease-exec, running. Dropping it kills it and the rest of its process group; the guard then kills
+/// what it runs.
 pub(crate) struct Running {
     child: Child,
     stdout: PathBuf,
@@ -466,6 +468,21 @@ impl Running {
 
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.stderr).expect("stderr was kept")).into_owned()
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.stdout).expect("stdout was kept")).into_owned()
+    }
+
+    /// Waits until this is a line of stdout.
+    #[track_caller]
+    pub(crate) fn wait_until_it_prints(&self, line: &str) {
+        wait_until(format!("{line:?} is printed"), LIMIT, || {
+            self.stdout()
+                .lines()
+                .any(|other| other == line)
+                .then_some(())
+        });
     }
 
     /// Waits until it has said this on stderr.
@@ -496,8 +513,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already; either way nothing of it stays.
-        let _ = self.child.kill();
+        // Only while it is not reaped its number is surely its own.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
     }
 }

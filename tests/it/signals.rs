@@ -1,0 +1,252 @@
+//! Signals that others send to lease-exec: which the command gets, and how often.
+
+use std::{os::unix::process::ExitStatusExt, process::Command, thread, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    listener::{heard, listener},
+    wait::{LIMIT, wait_until},
+    world::{Finished, Running, World},
+};
+
+/// Those that have a meaning for a command and don't stop it.
+fn forwarded() -> impl Iterator<Item = i32> {
+    let others = [
+        libc::SIGCONT,
+        libc::SIGSTKFLT,
+        libc::SIGPIPE,
+        libc::SIGALRM,
+        libc::SIGUSR1,
+        libc::SIGURG,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGWINCH,
+        libc::SIGIO,
+        libc::SIGPWR,
+    ];
+    // The C library keeps 32 and 33 for itself.
+    others.into_iter().chain(ENDING).chain(34..=64)
+}
+
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Sends a signal of any number, this often and without a pause.
+fn send(signal: i32, pid: i32, times: usize) {
+    let script = format!("for ((i = 0; i < {times}; i++)); do kill -{signal} {pid}; done");
+    let status = Command::new("bash").args(["-c", &script]).status();
+    assert!(status.expect("bash can be run").success());
+}
+
+fn start_listener(world: &World<'static>) -> Running {
+    let running = world.lease_exec().command([listener()]).start();
+    running.wait_until_it_prints("ready");
+    running
+}
+
+#[track_caller]
+fn wait_to_hear(running: &Running, signal: i32, times: usize) {
+    wait_until(format!("signal {signal} is heard"), LIMIT, || {
+        (count(&running.stdout(), signal) >= times).then_some(())
+    });
+}
+
+fn count(stdout: &str, signal: i32) -> usize {
+    let numbers = heard(stdout).into_iter();
+    numbers.filter(|number| *number == signal).count()
+}
+
+#[test]
+fn every_signal_reaches_the_command_as_often_as_it_is_sent() {
+    let world = World::on_files();
+    let running = start_listener(&world);
+    let mut continued = 0;
+    for signal in forwarded() {
+        for times in 1..=3 {
+            send(signal, running.pid(), 1);
+            // The kernel merges those up to 31 while one is pending, so we wait for each.
+            wait_to_hear(&running, signal, times);
+            if signal == libc::SIGCONT || ENDING.contains(&signal) {
+                continued += 1;
+                wait_to_hear(&running, libc::SIGCONT, continued);
+            }
+        }
+    }
+    send(libc::SIGUSR2, running.pid(), 1);
+    let finished = running.wait();
+    let stdout = finished.assert_code(0).stdout();
+    for signal in forwarded() {
+        let expected = if signal == libc::SIGCONT {
+            continued
+        } else {
+            3
+        };
+        assert_eq!(count(&stdout, signal), expected, "{signal} in {stdout}");
+    }
+}
+
+#[test]
+fn real_time_signals_are_not_merged_and_wait_for_a_guard_that_is_slow() {
+    let world = World::on_files();
+    let listener = listener().display();
+    let running = world.shell(&format!("exec $LX {listener}")).start();
+    running.wait_until_it_prints("ready");
+    let [guard] = world.wait_for_processes("lease-guard", 1)[..] else {
+        unreachable!("one was waited for");
+    };
+    // Together they are more than fit into the guard's socket.
+    let script =
+        "kill -STOP $2; for ((i = 0; i < 200; i++)); do kill -34 $1; kill -37 $1; kill -64 $1
+                  done; kill -CONT $2";
+    let status = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .args([running.pid().to_string(), guard.to_string()])
+        .status();
+    assert!(status.expect("bash can be run").success());
+    for signal in [34, 37, 64] {
+        wait_to_hear(&running, signal, 200);
+    }
+    send(libc::SIGUSR2, running.pid(), 1);
+    let finished = running.wait();
+    let stdout = finished.assert_code(0).stdout();
+    for signal in [34, 37, 64] {
+        assert_eq!(count(&stdout, signal), 200, "signal {signal}");
+    }
+}
+
+#[test]
+fn the_command_alone_is_signalled_and_not_what_it_has_started() {
+    let world = World::on_files();
+    let script = "
+        bash -c 'trap \"echo child gets TERM\" TERM; trap \"echo child ends; exit\" USR1
+                 echo child is ready; while :; do sleep 0.02; done' &
+        trap 'kill -USR1 $!; wait; exit 3' TERM
+        while :; do sleep 0.02; done";
+    let running = world.shell(&format!("exec $LX bash -c '{}'", quoted(script)));
+    let running = running.start();
+    running.wait_until_it_prints("child is ready");
+    running.signal(Signal::SIGTERM);
+    let finished = running.wait();
+    finished.assert_code(3);
+    assert_eq!(finished.stdout(), "child is ready\nchild ends\n");
+}
+
+#[test]
+fn what_the_command_sends_to_its_supervisor_does_not_come_back() {
+    let world = World::on_files();
+    let script = "
+        trap 'echo bounced' USR1 HUP; trap 'echo end; exit 5' USR2
+        read -r _ _ _ front _ </proc/$PPID/stat
+        kill -USR1 $front; kill -HUP $front; (kill -USR1 $front; sleep 0.1)
+        echo sent; while :; do sleep 0.02; done";
+    let running = world.shell(&format!("exec $LX bash -c '{}'", quoted(script)));
+    let running = running.start();
+    running.wait_until_it_prints("sent");
+    // It comes the same way as those would, and after them.
+    running.signal(Signal::SIGUSR2);
+    let finished = running.wait();
+    finished.assert_code(5);
+    assert_eq!(finished.stdout(), "sent\nend\n");
+}
+
+#[test]
+fn what_was_ignored_at_entry_neither_ends_it_nor_reaches_the_command() {
+    let world = World::on_files();
+    let holder = world.lease_exec().command(["sleep", "77"]).start();
+    world.wait_for_holder();
+    let listener = listener().display();
+    let script = format!("trap '' HUP INT TERM QUIT USR1; exec ${{LX/-q/}} {listener}");
+    let running = world.shell(&script).start();
+    running.wait_until_it_says("somebody else holds the lease");
+    let ignored = [1, 2, 3, 15, libc::SIGUSR1];
+    let send_all = || {
+        for signal in ignored {
+            send(signal, running.pid(), 1);
+        }
+    };
+    // While it waits.
+    send_all();
+    holder.signal(Signal::SIGTERM);
+    running.wait_until_it_prints("ready");
+    // While it holds.
+    send_all();
+    send(libc::SIGUSR2, running.pid(), 1);
+    let finished = running.wait();
+    finished.assert_code(0);
+    assert_eq!(heard(&finished.stdout()), [libc::SIGUSR2]);
+}
+
+#[test]
+fn nohup_keeps_a_hangup_from_the_command_that_sends_it_to_itself() {
+    let world = World::on_files();
+    let finished = world.shell("nohup $LX sh -c 'kill -HUP $$; echo ok'").run();
+    finished.assert_code(0);
+    assert_eq!(finished.stdout(), "ok\n");
+}
+
+#[test]
+fn a_pipe_without_a_reader_ends_the_command_and_not_us() {
+    let world = World::on_files();
+    // Died of PIPE, as it would without us, and the lease is released.
+    let script = "{ $LX yes; echo $? >&2; } | head -n 1";
+    let finished = world.shell(script).run();
+    assert_eq!(finished.stdout(), "y\n");
+    assert_eq!(finished.stderr, "141\n");
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn term_at_any_time_after_the_start_ends_it_and_leaves_nothing() {
+    let world = World::on_files();
+    let rounds: u64 = match std::env::var("TERM_ROUNDS") {
+        Ok(text) => text.parse().expect("TERM_ROUNDS is a number"),
+        Err(_) => 200,
+    };
+    let mut codes = std::collections::BTreeMap::new();
+    for round in 0..rounds {
+        let running = world.shell("exec $LX sh -c 'exit 7'").start();
+        // No waiting: when the signal comes is what varies.
+        thread::sleep(Duration::from_micros(round * 20_000 / rounds));
+        running.signal(Signal::SIGTERM);
+        let finished = running.wait();
+        *codes.entry(ended(&finished)).or_insert(0_u64) += 1;
+        assert_eq!(world.holder(), "", "round {round}");
+        world.assert_nobody_is_left();
+    }
+    let others = codes.keys().filter(|code| ![143, 7].contains(*code));
+    assert_eq!(others.count(), 0, "{codes:?}");
+    assert_eq!(codes.values().sum::<u64>(), rounds, "{codes:?}");
+}
+
+/// The code that a shell would see.
+fn ended(finished: &Finished) -> i32 {
+    let status = finished.status;
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().expect("it has ended"))
+}
+
+#[test]
+fn a_stopped_command_can_be_ended() {
+    let world = World::on_files();
+    for signal in ENDING {
+        let running = world
+            .shell("exec $LX sh -c 'kill -STOP $$; echo on'")
+            .start();
+        wait_until("the command is stopped", LIMIT, || {
+            let processes = world.processes();
+            processes.into_iter().find(|process| process.state == 'T')
+        });
+        send(signal, running.pid(), 1);
+        let finished = running.wait();
+        assert_eq!(ended(&finished), 128 + signal);
+        assert_eq!(finished.stdout(), "");
+    }
+    assert_eq!(world.holder(), "");
+    world.assert_nobody_is_left();
+}
+
+/// A script in the single quotes of another.
+fn quoted(script: &str) -> String {
+    script.replace('\'', r"'\''")
+}
