@@ -18,7 +18,7 @@ use tokio::{sync::mpsc, time};
 use tracing::{debug, error, info, trace, warn};
 
 use crate::{
-    clock::Now,
+    clock::{Instant, Now},
     election::{Action, Election, Event, NotStarted, Reply, Report, RequestId, Settings, Term},
     exit::Exit,
     signals::{self, Received, is_ending},
@@ -78,6 +78,7 @@ pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings)
         ],
         request_timeout: settings.timing.request_timeout,
         consequence: None,
+        refused_at: None,
     };
     driver.run(settings).await
 }
@@ -93,7 +94,12 @@ struct Driver<S: Store> {
     request_timeout: Duration,
     /// What carrying out an action has led to at once.
     consequence: Option<Event>,
+    /// When a stop was last refused.
+    refused_at: Option<Instant>,
 }
+
+/// Refusals that follow each other more closely are one.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(250);
 
 impl<S: Store + 'static> Driver<S> {
     async fn run(mut self, settings: Settings) -> Ending {
@@ -154,18 +160,26 @@ impl<S: Store + 'static> Driver<S> {
     }
 
     /// Who waits may be stopped: if the lease is acquired meanwhile, it runs out again.
-    fn on_stop(&self, received: Received) {
+    fn on_stop(&mut self, received: Received) {
         if !self.supervisor.is_engaged() {
-            signals::stop();
-        } else if !(received.from_terminal && self.supervisor.shares_group()) {
-            self.refuse_stop(received.signal);
+            return signals::stop();
         }
-        // Otherwise the command has got it too, and the guard says so if that stops it.
+        if received.from_terminal && self.supervisor.shares_group() {
+            self.supervisor.undo_stop();
+        }
+        self.refuse_stop(received.signal);
     }
 
-    fn refuse_stop(&self, signal: i32) {
-        let lease = &self.lease;
-        warn!(%lease, signal = %name_of(signal), "refused to stop the command: a stopped holder could not renew");
+    /// Says once what Ctrl-Z leads to: both this process and the guard may notice it, or only one,
+    /// because continuing the command takes a stop that is still pending here away.
+    fn refuse_stop(&mut self, signal: i32) {
+        let now = Instant::now();
+        let is_said = |at: Instant| now.held_since(at) < REFUSAL_PAUSE;
+        if !self.refused_at.is_some_and(is_said) {
+            let lease = &self.lease;
+            warn!(%lease, signal = %name_of(signal), "refused to stop the command: a stopped holder could not renew");
+        }
+        self.refused_at = Some(now);
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Ending> {
@@ -220,7 +234,7 @@ impl<S: Store + 'static> Driver<S> {
     }
 
     /// What the guard says, as an event of the election.
-    fn on_report(&self, report: supervisor::Report) -> Option<Event> {
+    fn on_report(&mut self, report: supervisor::Report) -> Option<Event> {
         use supervisor::Report as Said;
         let lease = &self.lease;
         match report {

@@ -289,6 +289,17 @@ impl Supervisor {
         matches!(self.group, Group::Shared(_))
     }
 
+    /// Continues what the terminal has stopped. The guard does that by itself where the command
+    /// stops, but not where only something below it does: a child between vfork and exec, for
+    /// instance, for which its parent waits without being stopped.
+    pub fn undo_stop(&self) {
+        self.tell(Order::Signal(Forwarded {
+            signal: libc::SIGCONT,
+            sender: 0,
+            from_terminal: false,
+        }));
+    }
+
     /// Asks the guard to start the command, with these variables added to its environment or in
     /// the place of those with their names. [`Supervisor::next`] tells what came of it.
     ///

@@ -92,20 +92,8 @@ fn a_full_disk_ends_one_attempt_with_69() {
     world.lease_exec().command(["true"]).run().assert_code(0);
     // A file may have no bytes any more, so that reads succeed and writes fail; the signal that goes
     // with it is ignored.
-    let script = "ulimit -f 0; trap '' XFSZ; exec \"$0\" \"$@\"";
-    let store = format!("file:{}", world.store().display());
-    let finished = world.shell(
-        script,
-        &[
-            "--lease",
-            LEASE,
-            "--store",
-            &store,
-            "-q",
-            "--no-wait",
-            "true",
-        ],
-    );
+    let script = "ulimit -f 0; trap '' XFSZ; exec $LX true";
+    let finished = world.shell(script).env("LEASE_EXEC_NO_WAIT", "true").run();
     finished.assert_code(69);
     assert!(finished.stderr.lines().count() <= 2, "{}", finished.stderr);
 }

@@ -96,6 +96,8 @@ const MARK: &str = "WORLD_OF_THE_TEST";
 pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) name: String,
+    /// Its parent's pid.
+    pub(crate) parent: i32,
     /// `T` is stopped.
     pub(crate) state: char,
     pub(crate) group: i32,
@@ -111,7 +113,8 @@ impl Process {
             pid,
             name: head.split_once('(')?.1.to_owned(),
             state: fields.next()?.chars().next()?,
-            group: fields.nth(1)?.parse().ok()?,
+            parent: fields.next()?.parse().ok()?,
+            group: fields.next()?.parse().ok()?,
         };
         (!matches!(process.state, 'Z' | 'X')).then_some(process)
     }

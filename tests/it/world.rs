@@ -114,13 +114,6 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Runs a shell script that is given lease-exec and these arguments as `$0` and `$@`.
-    pub(crate) fn shell(&self, script: &str, args: &[&str]) -> Finished {
-        let program = env!("CARGO_BIN_EXE_lease-exec");
-        let shell = self.program("sh");
-        shell.args(["-c", script, program]).args(args).run()
-    }
-
     /// lease-exec without any arguments.
     pub(crate) fn invocation(&self) -> Invocation {
         self.program(env!("CARGO_BIN_EXE_lease-exec"))
@@ -416,6 +409,12 @@ impl Invocation {
             };
         }
         self.command = command;
+        self
+    }
+
+    /// Where it is started.
+    pub(crate) fn directory(mut self, path: &Path) -> Self {
+        self.command.current_dir(path);
         self
     }
 
