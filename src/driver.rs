@@ -228,8 +228,9 @@ impl<S: Store + 'static> Driver<S> {
             kill_after: term.kill_deadline,
         };
         if let Err(error) = self.supervisor.start(deadline, &environment) {
-            error!(lease = %self.lease, "failed to start the command: {error:#}");
-            self.consequence = Some(Event::NotStarted(NotStarted::Refused(Exit::Internal)));
+            let reason = format!("failed to start the command: {error:#}");
+            let refused = NotStarted::Refused(Exit::Internal, reason);
+            self.consequence = Some(Event::NotStarted(refused));
         }
     }
 
@@ -244,8 +245,8 @@ impl<S: Store + 'static> Driver<S> {
                 None
             }
             Said::ExecFailed(error) => {
-                error!(%lease, "{error}");
-                Some(Event::NotStarted(NotStarted::Refused(exit_of(error.kind))))
+                let refused = NotStarted::Refused(exit_of(error.kind), error.message);
+                Some(Event::NotStarted(refused))
             }
             Said::NotStarted(supervisor::NotStarted::Cancelled(signal)) => {
                 Some(Event::NotStarted(NotStarted::Cancelled(signal)))
@@ -255,8 +256,11 @@ impl<S: Store + 'static> Driver<S> {
             }
             Said::NotStarted(supervisor::NotStarted::NoProcess(errno)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                error!(%lease, "failed to start the command: {error}");
-                Some(Event::NotStarted(NotStarted::Refused(Exit::Internal)))
+                let reason = format!("failed to start the command: {error}");
+                Some(Event::NotStarted(NotStarted::Refused(
+                    Exit::Internal,
+                    reason,
+                )))
             }
             Said::Stopped(signal) => {
                 self.refuse_stop(signal);

@@ -136,10 +136,10 @@ pub enum Reply {
 }
 
 /// Why the command did not start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotStarted {
-    /// The system refused to execute it.
-    Refused(Exit),
+    /// The system refused to execute it, for this reason.
+    Refused(Exit, String),
     /// This signal came first.
     Cancelled(i32),
     /// The deadline had passed when it was about to start.

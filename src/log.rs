@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use tracing::{Level, error, info};
 use tracing_subscriber::{
     Layer,
@@ -58,7 +59,8 @@ impl Log {
         let (lines, queue) = sync_channel(QUEUE);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_all(&queue))?;
+            .spawn(move || write_all(&queue))
+            .context("start the thread that writes messages")?;
         let writer = Queue(lines.clone());
         let layer = match format {
             LogFormat::Text => layer()

@@ -3,7 +3,7 @@
 //! Everything that can be wrong without the lease is found before the lease is touched, and no
 //! thread exists before the guard is forked.
 
-use std::{env, io::Write, process::ExitCode};
+use std::{env, fs::File, io::Write, process::ExitCode, thread, time::Duration};
 
 use anyhow::Context;
 use lease_exec::{
@@ -21,6 +21,7 @@ use lease_exec::{
     },
     supervisor::{Above, Command, Inherited, Options, Supervisor},
 };
+use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 fn main() -> ExitCode {
@@ -100,10 +101,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     // From here on there may be threads.
     let log = Log::start(config.log_format, config.verbosity)?;
     let signals = signals.listen(supervisor.forwarder())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
+    let runtime = runtime()?;
     let parts = Parts {
         supervisor,
         signals,
@@ -129,6 +127,32 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
         ..ending
     })
 }
+
+/// Starts the runtime, with all that it needs later where there may be nothing left to be had.
+fn runtime() -> anyhow::Result<Runtime> {
+    // tokio panics without these.
+    let spare = (0..SPARE_DESCRIPTORS).map(|_| File::open("/dev/null"));
+    let spare: Vec<File> = spare.collect::<Result<_, _>>().context("open files")?;
+    drop(spare);
+    let thread = thread::Builder::new().spawn(|| ());
+    // A thread that does nothing does not panic.
+    let _ = thread.context("start a thread")?.join();
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(FOR_EVER)
+        .build()
+        .context("start the runtime")?;
+    // As long as one thread for blocking work lives, more of it waits for that one.
+    runtime.spawn_blocking(|| ());
+    Ok(runtime)
+}
+
+/// As many as the runtime and a store have open at once, and some for the unforeseen.
+const SPARE_DESCRIPTORS: usize = 10;
+
+/// Longer than this program runs.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Finds where the lease lives, and its namespace.
 fn prepare(config: &Config) -> Result<(Prepared, String), Failure> {

@@ -39,6 +39,7 @@ use nix::{
             AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
         },
         stat::Mode,
+        wait::{Id, WaitPidFlag, waitid},
     },
     unistd::{Pid as NixPid, getpgrp, setpgid, tcgetpgrp},
 };
@@ -366,40 +367,8 @@ impl Supervisor {
         }
     }
 
-    /// Ends the guard and reaps it. If the tree is not proven empty, the guard is told to kill and
-    /// given the kill budget for it, unless it has used that up already, and goes on without us if
-    /// that is not enough.
-    ///
-    /// Blocks, for at most the kill budget.
-    pub fn finish(mut self) {
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-        let since = Instant::now();
-        let is_over = matches!(self.state, State::Over);
-        let patience = if self.is_stuck {
-            Duration::ZERO
-        } else {
-            self.kill_budget
-        };
-        while sys::wait(self.guard) != Waited::NoChild {
-            let now = Instant::now();
-            let waited = now.held_since(since);
-            if is_over && waited >= self.kill_budget / 8 {
-                // Nothing of the command lives, so a guard that is stopped has no work left.
-                let _ = sys::kill(self.guard, libc::SIGKILL);
-            }
-            if waited >= patience {
-                break;
-            }
-            self.prove_alive(now);
-            std::thread::sleep(PAUSE);
-        }
-        // Front has nothing to do any more. The guard, if it lives, has a timer of its own.
-        self.disarm();
-        if let Ok(leaf) = &self.leaf {
-            // The guard does the same, unless it was killed.
-            leaf.remove();
-        }
-    }
+    /// Ends the guard and reaps it, as dropping does.
+    pub fn finish(self) {}
 
     fn tell(&self, what: Order) {
         // A dead guard shows when its reports are read; a stopped one has its own deadline.
@@ -552,9 +521,54 @@ impl Supervisor {
     }
 }
 
+impl Drop for Supervisor {
+    /// Ends the guard and reaps it. If the tree is not proven empty, the guard is told to kill and
+    /// given the kill budget for it, unless it has used that up already, and goes on without us if
+    /// that is not enough.
+    ///
+    /// Blocks, for at most the kill budget.
+    fn drop(&mut self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        let since = Instant::now();
+        let is_over = matches!(self.state, State::Over);
+        let patience = if self.is_stuck {
+            Duration::ZERO
+        } else {
+            self.kill_budget
+        };
+        // A healthy guard takes a fraction of a millisecond, and whoever called us waits for it.
+        let mut pause = Duration::from_micros(100);
+        while !matches!(sys::wait(self.guard), Waited::Ended(..) | Waited::NoChild) {
+            let now = Instant::now();
+            let waited = now.held_since(since);
+            if is_over && waited >= self.kill_budget / 8 {
+                // Nothing of the command lives, so a guard that is stopped has no work left.
+                let _ = sys::kill(self.guard, libc::SIGKILL);
+            }
+            if waited >= patience {
+                break;
+            }
+            self.prove_alive(now);
+            std::thread::sleep(pause);
+            pause = PAUSE.min(pause * 2);
+        }
+        // Front has nothing to do any more. The guard, if it lives, has a timer of its own.
+        self.disarm();
+        if let Ok(leaf) = &self.leaf {
+            // The guard does the same, unless it was killed.
+            leaf.remove();
+        }
+    }
+}
+
 /// The children that this process was started with.
 fn bystanders() -> Vec<Process> {
     let mut bystanders = Vec::new();
+    // A walk through /proc costs the more the more processes there are, and mostly there are none.
+    let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    if waitid(Id::All, any | WaitPidFlag::__WALL) == Err(Errno::ECHILD) {
+        return bystanders;
+    }
     if let Ok(tree) = Tree::of_this_process() {
         let ours = std::process::id().cast_signed();
         tree.visit(&[], |process| {

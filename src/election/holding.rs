@@ -472,7 +472,7 @@ impl Holding {
 
     fn on_not_started(&mut self, outbox: &Outbox, now: Instant, reason: NotStarted) {
         let (exit, message) = match reason {
-            NotStarted::Refused(exit) => (exit, Some("the command was not started".to_owned())),
+            NotStarted::Refused(exit, reason) => (exit, Some(reason)),
             NotStarted::Cancelled(signal) => (Exit::Signal(signal), None),
             NotStarted::TooLate => (
                 Exit::Lost,

@@ -246,7 +246,7 @@ fn leaves(outer: &TestCgroup) -> Vec<String> {
 /// A command whose child sits in the freezer of cgroups of version 1, where SIGKILL has no effect
 /// until it is thawed, as it has none on a process in uninterruptible sleep.
 fn start_frozen(world: &World, level: Level, mark: &Mark, freezer: &TestCgroup) -> (Running, i32) {
-    let invocation = world.lease_exec().args(["--lease-duration", "3s"]);
+    let invocation = world.lease_exec().args(["--lease-duration", "9s"]);
     let script = "setsid sleep 7777 & wait";
     let running = level.apply(invocation.command(mark.script(script))).start();
     let frozen = wait_until("the child runs", LIMIT, || {

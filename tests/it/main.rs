@@ -20,6 +20,7 @@ mod outages;
 mod processes;
 mod proxy;
 mod pty;
+mod resources;
 mod shell;
 mod signals;
 mod store_contract;
