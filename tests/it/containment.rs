@@ -120,7 +120,7 @@ fn fork_bombs_are_killed_although_no_process_and_hardly_a_descriptor_is_to_be_ha
             let pids = TestCgroup::with("pids");
             pids.set("pids.max", "100");
             let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
-            let argv = mark.command(&[odd().to_str().expect("UTF-8"), kind]);
+            let argv = mark.command(&["nice", "-n", "19", odd().to_str().expect("UTF-8"), kind]);
             let running = level
                 .apply(invocation.command(argv))
                 .under(["prlimit", "--nofile=32"])

@@ -9,7 +9,8 @@ use nix::{
 
 use crate::{
     processes::{
-        Grown, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, guard_of, signal, state,
+        Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, guard_below,
+        guard_of, name, signal, state,
     },
     wait::{LIMIT, wait_until},
     world::World,
@@ -83,22 +84,69 @@ fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
 }
 
 #[test]
-fn with_front_and_guard_killed_at_once_the_group_is_dead() {
-    for round in 0..6 {
+fn in_a_terminal_with_front_and_guard_stopped_the_command_is_dead_before_the_end() {
+    let world = World::on_files();
+    let bystander = Mark::new();
+    let mark = Mark::new();
+    let beside = bystander.command(&["sleep", "7777"]).join(" ");
+    let command = mark.command(&["sleep", "7777"]).join(" ");
+    let arguments = format!("--lease-duration 3s -- {command}");
+    let terminal = InTerminal::start(&world, &beside, &arguments);
+    wait_until("the command runs", LIMIT, || {
+        mark.alive()
+            .iter()
+            .any(|pid| name(*pid) == "sleep")
+            .then_some(())
+    });
+    // The group is the caller's, so that the kernel must not kill it when the guard dies.
+    let guard = guard_below(terminal.front);
+    signal(guard, Signal::SIGSTOP);
+    signal(terminal.front, Signal::SIGSTOP);
+    mark.wait_for_nobody();
+    assert_before_the_end(&world, SHORT);
+    assert_eq!(terminal.wait(), 128 + 9);
+    assert_eq!(bystander.alive().len(), 1, "the caller's group was killed");
+}
+
+/// A run whose front and guard are both stopped, so that neither can do anything about what happens
+/// to the other.
+fn start_stopped(world: &World, level: Level) -> Grown {
+    let grown = Grown::start(world, level, "60s");
+    grown.signal_both(Signal::SIGSTOP);
+    wait_until("both are stopped", LIMIT, || {
+        let states = [grown.running.pid(), grown.guard].map(state);
+        (states == ['T', 'T']).then_some(())
+    });
+    grown
+}
+
+#[test]
+fn a_killed_front_takes_the_group_along_although_the_guard_is_stopped() {
+    for level in LEVELS {
         let world = World::on_files();
-        let grown = Grown::start(&world, LEVELS[round % 2], "60s");
-        // Neither can do anything about the other's death.
-        grown.signal_both(Signal::SIGSTOP);
-        wait_until("both are stopped", LIMIT, || {
-            let states = [grown.running.pid(), grown.guard].map(state);
-            (states == ['T', 'T']).then_some(())
-        });
-        if round % 3 == 0 {
-            signal(grown.guard, Signal::SIGKILL);
-            grown.running.signal(Signal::SIGKILL);
-        } else {
-            grown.signal_both(Signal::SIGKILL);
-        }
+        let grown = start_stopped(&world, level);
+        grown.running.signal(Signal::SIGKILL);
+        grown.wait_for_group();
+        signal(grown.guard, Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn a_killed_guard_takes_the_group_along_although_front_is_stopped() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = start_stopped(&world, level);
+        signal(grown.guard, Signal::SIGKILL);
+        grown.wait_for_group();
+    }
+}
+
+#[test]
+fn with_front_and_guard_killed_at_once_the_group_is_dead() {
+    for round in 0..10 {
+        let world = World::on_files();
+        let grown = start_stopped(&world, LEVELS[round % 2]);
+        grown.signal_both(Signal::SIGKILL);
         grown.wait_for_group();
     }
 }
@@ -176,7 +224,7 @@ fn start_as_another_user(world: &World, level: Level, mark: &Mark) -> crate::wor
         let pid = *mark.alive().first()?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let is_another = status.contains("Uid:\t65534\t65534\t65534\t65534");
-        (is_another && crate::processes::name(pid) == "sleep").then_some(())
+        (is_another && name(pid) == "sleep").then_some(())
     });
     running
 }

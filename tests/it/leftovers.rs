@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::{
-    processes::{LEVELS, Level, Mark},
+    processes::{InTerminal, LEVELS, Level, Mark, children, guard_of, signal, state},
     wait::{LIMIT, wait_until},
     world::{Running, World},
 };
@@ -97,9 +97,9 @@ fn descendants_that_are_waited_for_get_the_signals() {
     let mark = Mark::new();
     let running = start_daemon(&world, Level::Cgroup, &mark);
     wait_until("the command itself has ended", LIMIT, || {
-        crate::processes::children(crate::processes::guard_of(&running))
+        children(guard_of(&running))
             .iter()
-            .all(|pid| crate::processes::state(*pid) == 'S')
+            .all(|pid| state(*pid) == 'S')
             .then_some(())
     });
     running.signal(Signal::SIGTERM);
@@ -172,42 +172,20 @@ fn with_a_group_that_is_the_callers_a_signal_spares_the_caller() {
     let world = World::on_files();
     let said = world.path().join("said");
     let bystander = Mark::new();
-    let pid = world.path().join("pid");
-    let script = format!(
-        "{} & echo $$ >{}; exec \"$@\"",
-        bystander.command(&["sleep", "7777"]).join(" "),
-        pid.display()
-    );
-    let script_file = world.path().join("script.sh");
-    fs::write(&script_file, script).expect("written");
-    let listeners = listeners(&world);
-    let line = format!(
-        "sh {} {} -g --lease demo --store file:{} -- sh {listeners}",
-        script_file.display(),
-        env!("CARGO_BIN_EXE_lease-exec"),
-        world.store().display(),
-    );
-    // In the foreground of a terminal.
-    let mut terminal = std::process::Command::new("script");
-    crate::world::clean_environment(&mut terminal);
-    let mut terminal = terminal
-        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("script runs");
+    let beside = bystander.command(&["sleep", "7777"]).join(" ");
+    let arguments = format!("-g -- sh {}", listeners(&world));
+    let terminal = InTerminal::start(&world, &beside, &arguments);
     for name in ["command is ready", "child is ready"] {
         wait_for_line(&said, name);
     }
-    let front: i32 = lines(&pid)[0].parse().expect("a pid");
-    crate::processes::signal(front, Signal::SIGUSR1);
+    signal(terminal.front, Signal::SIGUSR1);
     for name in ["command", "child"] {
         wait_for_line(&said, name);
     }
     assert_eq!(bystander.alive().len(), 1, "the caller's own child was hit");
-    crate::processes::signal(front, Signal::SIGTERM);
-    let status = terminal.wait().expect("script ends");
-    assert_eq!(status.code(), Some(143));
+    signal(terminal.front, Signal::SIGTERM);
+    assert_eq!(terminal.wait(), 128 + 15);
+    assert_eq!(bystander.alive().len(), 1, "the caller's own child was hit");
 }
 
 // === --no-new-privs ===

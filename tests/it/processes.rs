@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{
     wait::{LIMIT, try_wait_until, wait_until},
-    world::{Invocation, LEASE, Running, World, is_alive, now},
+    world::{Invocation, LEASE, Running, World, clean_environment, is_alive, now},
 };
 
 /// With which means of its own lease-exec has to get along.
@@ -117,10 +117,11 @@ impl Drop for Mark {
 }
 
 /// The tree that containment is measured by: the command, a plain child, one in a session of its
-/// own, an orphan in yet another, one that ignores SIGTERM, and one that is stopped.
+/// own, an orphan in yet another, one that ignores what can be ignored (when a command dies that has a
+/// stopped child, the kernel sends SIGHUP to the group), and one that is stopped.
 pub(crate) const TREE: &str = "sleep 7777 & setsid sleep 7777 & \
     (setsid sh -c 'sleep 7777 & exit 0' &); \
-    sh -c 'trap \"\" TERM; exec sleep 7777' & \
+    sh -c 'trap \"\" HUP INT QUIT TERM; exec sleep 7777' & \
     (sleep 7777 & kill -STOP $!); \
     wait";
 
@@ -193,6 +194,69 @@ impl Grown {
     }
 }
 
+/// lease-exec in the foreground of a terminal of its own, where the command joins the group of the
+/// shell that started it. All of it goes with its test.
+pub(crate) struct InTerminal {
+    terminal: Child,
+    code: PathBuf,
+    pub(crate) front: i32,
+}
+
+impl InTerminal {
+    /// Starts it; the shell starts `beside` in the background first.
+    pub(crate) fn start(world: &World, beside: &str, arguments: &str) -> Self {
+        let file = |name: &str| world.path().join(name);
+        let (session, pid, code) = (file("session"), file("front"), file("code"));
+        // The shell outlives it: the end of a session's leader is a hangup for the whole group.
+        let script = format!(
+            "{beside} &\nsh -c 'echo $$ >{pid}; exec {exe} --lease {LEASE} --store file:{store} \
+             {arguments}'\necho $? >{code}\nexec sleep 7777\n",
+            pid = pid.display(),
+            exe = env!("CARGO_BIN_EXE_lease-exec"),
+            store = world.store().display(),
+            code = code.display(),
+        );
+        fs::write(&session, script).expect("it can be written");
+        let mut terminal = Command::new("script");
+        clean_environment(&mut terminal);
+        let terminal = terminal
+            .args(["--quiet", "--return", "--command"])
+            // The group is a job of a shell's, as it is where people work. Otherwise the end of the
+            // command, whose parent is in another group, would orphan it, which is a hangup too.
+            .arg(format!("bash -mc 'sh {}; :'", session.display()))
+            .arg("/dev/null")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("script runs");
+        let front = wait_until("lease-exec runs", LIMIT, || {
+            let text = fs::read_to_string(&pid).ok()?;
+            text.trim().parse().ok()
+        });
+        Self {
+            terminal,
+            code,
+            front,
+        }
+    }
+
+    /// Waits for its exit code, as the shell shows it.
+    #[track_caller]
+    pub(crate) fn wait(&self) -> i32 {
+        wait_until("lease-exec ends", LIMIT, || {
+            let text = fs::read_to_string(&self.code).ok()?;
+            text.trim().parse().ok()
+        })
+    }
+}
+
+impl Drop for InTerminal {
+    fn drop(&mut self) {
+        let _ = self.terminal.kill();
+        let _ = self.terminal.wait();
+    }
+}
+
 /// Makes the file store hang, as somebody does who is stopped in the middle of a write, until the
 /// lock is dropped.
 pub(crate) fn hang(world: &World) -> File {
@@ -218,8 +282,13 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
 /// The guard: the child of front that is called so.
 #[track_caller]
 pub(crate) fn guard_of(running: &Running) -> i32 {
+    guard_below(running.pid())
+}
+
+#[track_caller]
+pub(crate) fn guard_below(front: i32) -> i32 {
     wait_until("there is a guard", LIMIT, || {
-        children(running.pid())
+        children(front)
             .into_iter()
             .find(|pid| name(*pid) == "lease-guard")
     })
