@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::supervisor::{
     Above, Forwarded, Forwarder, Inherited,
-    sys::{self, Arrived, SignalSet},
+    sys::{self, Arrived, Disposition, SignalSet},
 };
 
 /// The blocked signals.
@@ -50,6 +50,13 @@ impl Signals {
     pub fn block(inherited: Inherited) -> Self {
         let blocked = SignalSet::of(is_read);
         blocked.replace_mask();
+        // Rust's runtime has handlers for these two, which swallow the first one that is sent by
+        // kill(1). A fault ends us either way.
+        for signal in [libc::SIGSEGV, libc::SIGBUS] {
+            if !inherited.ignores(signal) {
+                sys::set_disposition(signal, Disposition::Default);
+            }
+        }
         Self { inherited, blocked }
     }
 

@@ -137,7 +137,7 @@ pub(crate) fn die_of(signal: i32) {
 
 /// What to do with a signal.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Disposition {
+pub(crate) enum Disposition {
     /// As the kernel has it.
     Default,
     /// Nothing.
@@ -146,7 +146,7 @@ pub(super) enum Disposition {
 
 /// Sets what a signal does. Refused without effect for SIGKILL, SIGSTOP and the numbers that the C
 /// library keeps for itself.
-pub(super) fn set_disposition(signal: i32, disposition: Disposition) {
+pub(crate) fn set_disposition(signal: i32, disposition: Disposition) {
     // SAFETY: sigaction is plain data, for which zeroes are valid.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = match disposition {

@@ -22,6 +22,7 @@ mod proxy;
 mod pty;
 mod resources;
 mod shell;
+mod shims;
 mod signals;
 mod store_contract;
 mod terminal;
