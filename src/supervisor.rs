@@ -31,17 +31,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
     poll::{PollFd, PollFlags, poll},
     sys::{
         prctl,
         socket::{
             AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
         },
-        stat::Mode,
         wait::{Id, WaitPidFlag, waitid},
     },
-    unistd::{Pid as NixPid, getpgrp, setpgid, tcgetpgrp},
+    unistd::{Pid as NixPid, setpgid},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -53,6 +51,7 @@ mod guard;
 mod inherited;
 mod init;
 mod message;
+mod options;
 mod report;
 mod spawn;
 mod sweep;
@@ -65,6 +64,7 @@ pub use command::{Command, FindError, FindErrorKind};
 pub use inherited::Inherited;
 pub use init::Above;
 pub(crate) use message::Forwarded;
+pub use options::{Audience, Leftovers, Options, Privileges};
 pub use report::{NotStarted, Report, Status};
 pub use timer::Deadline;
 pub use tree::Survivor;
@@ -73,88 +73,12 @@ use cgroup::Leaf;
 use command::Exec;
 use guard::Guard;
 use message::{Order, SIZE, Word};
+use options::{Group, Means};
 use sweep::Sweep;
 use sys::{Disposition, Forked, Pid, Waited};
 use tether::Tether;
 use timer::Watchdog;
 use tree::{Process, Tree};
-
-/// What the supervisor must know from its start.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// How long killing may take, from the first SIGKILL to the proof that the tree is empty. The
-    /// kernel's timers for guard and front are due a quarter and three eighths of it after the
-    /// deadline; after all of it the survivors are named.
-    pub kill_budget: Duration,
-    /// What becomes of those who are left when the command itself has ended.
-    pub leftovers: Leftovers,
-    /// Who gets a signal that is forwarded.
-    pub audience: Audience,
-    /// Whether the command may gain privileges by executing a file.
-    pub privileges: Privileges,
-}
-
-/// What becomes of descendants that the command leaves behind when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leftovers {
-    /// SIGTERM, half a second, SIGKILL.
-    End,
-    /// They are waited for, as for commands that put themselves in the background. Signals are
-    /// forwarded to all of them then.
-    Await,
-}
-
-/// Who gets a signal that is forwarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// The command itself.
-    Command,
-    /// The command and those of its descendants that are in its process group.
-    Group,
-}
-
-/// Whether the command may gain privileges by executing a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Privileges {
-    /// As without us.
-    AsUsual,
-    /// It may not, nor may its descendants, see PR_SET_NO_NEW_PRIVS in prctl(2).
-    NoneNew,
-}
-
-/// What there is to kill the command's tree with, beside signals to each of its processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Means {
-    /// It was born in a cgroup of its own.
-    leaf: bool,
-    /// The kernel kills its group when front or guard dies.
-    tether: bool,
-}
-
-/// Which process group the command joins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Group {
-    /// One of its own.
-    Own,
-    /// The caller's, because that is in the terminal's foreground and the command must be too.
-    Shared(Pid),
-}
-
-impl Group {
-    /// The terminal's foreground group is never changed: to take it would stop whoever reads the
-    /// terminal after us.
-    fn of_command() -> Self {
-        let ours = getpgrp();
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let foreground = open(c"/dev/tty", flags, Mode::empty()).and_then(tcgetpgrp);
-        // A group that was made outside our PID namespace has the number 0 and can't be joined.
-        if ours.as_raw() > 0 && foreground == Ok(ours) {
-            Self::Shared(ours.as_raw())
-        } else {
-            Self::Own
-        }
-    }
-}
 
 /// Front's handle on guard and command.
 pub struct Supervisor {
@@ -517,7 +441,17 @@ impl Supervisor {
         } else {
             "the command alone by the kernel when we die"
         };
-        format!("{leaf}; {tether}; each of its descendants")
+        let timer = if means.timer {
+            "a kernel timer against our being stopped"
+        } else {
+            "no kernel timer"
+        };
+        let proc = if means.proc {
+            "each descendant that /proc shows"
+        } else {
+            "no /proc"
+        };
+        format!("{leaf}; {tether}; {timer}; {proc}")
     }
 }
 

@@ -159,10 +159,7 @@ impl Watch {
             own_group: None,
             exec_result: None,
             exec_errno: None,
-            means: Means {
-                leaf: false,
-                tether: false,
-            },
+            means: Means::default(),
             awaited: None,
             lingering: false,
             deadline: None,
@@ -296,6 +293,8 @@ impl Watch {
         self.means = Means {
             leaf: in_leaf,
             tether: self.attach_tethers(),
+            timer: self.watchdog.is_some(),
+            proc: self.tree.is_some(),
         };
         self.command = Some(pid);
         self.exec_result = Some(exec_result);

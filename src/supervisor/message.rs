@@ -115,7 +115,9 @@ impl Word {
                 .byte(0)
                 .int(pid)
                 .byte(u8::from(means.leaf))
-                .byte(u8::from(means.tether)),
+                .byte(u8::from(means.tether))
+                .byte(u8::from(means.timer))
+                .byte(u8::from(means.proc)),
             Self::ExecFailed(errno) => writer.byte(1).int(errno),
             Self::StartFailed(errno) => writer.byte(2).int(errno),
             Self::Cancelled(signal) => writer.byte(3).int(signal),
@@ -142,9 +144,14 @@ impl Word {
         Some(match reader.byte()? {
             0 => {
                 let pid = reader.int()?;
-                let leaf = reader.byte()? != 0;
-                let tether = reader.byte()? != 0;
-                Self::Started(pid, Means { leaf, tether })
+                let mut flag = || Some(reader.byte()? != 0);
+                let means = Means {
+                    leaf: flag()?,
+                    tether: flag()?,
+                    timer: flag()?,
+                    proc: flag()?,
+                };
+                Self::Started(pid, means)
             }
             1 => Self::ExecFailed(reader.int()?),
             2 => Self::StartFailed(reader.int()?),
@@ -291,10 +298,17 @@ mod tests {
 
     #[test]
     fn every_word_comes_out_as_it_went_in() {
-        let means = |leaf, tether| Means { leaf, tether };
+        let means = |which: usize| Means {
+            leaf: which == 0,
+            tether: which == 1,
+            timer: which == 2,
+            proc: which == 3,
+        };
         let words = [
-            Word::Started(77, means(true, false)),
-            Word::Started(77, means(false, true)),
+            Word::Started(77, means(0)),
+            Word::Started(77, means(1)),
+            Word::Started(77, means(2)),
+            Word::Started(77, means(3)),
             Word::ExecFailed(8),
             Word::StartFailed(11),
             Word::Cancelled(15),

@@ -121,10 +121,20 @@ fn start_stopped(world: &World, level: Level) -> Grown {
 }
 
 #[test]
-fn a_killed_front_takes_the_group_along_although_the_guard_is_stopped() {
+fn a_killed_front_takes_the_group_along_although_the_guard_is_frozen() {
     for level in LEVELS {
         let world = World::on_files();
-        let grown = start_stopped(&world, level);
+        let freezer = TestCgroup::version_2();
+        let grown = Grown::start(&world, level, "60s");
+        // Not stopped: when front dies the kernel continues who is, in a group that it orphans.
+        freezer.set("cgroup.procs", &grown.guard.to_string());
+        freezer.set("cgroup.freeze", "1");
+        wait_until("the guard is frozen", LIMIT, || {
+            freezer
+                .get("cgroup.events")
+                .contains("frozen 1")
+                .then_some(())
+        });
         grown.running.signal(Signal::SIGKILL);
         grown.wait_for_group();
         signal(grown.guard, Signal::SIGKILL);
@@ -205,6 +215,25 @@ fn memory_kills(memory: &TestCgroup) -> u32 {
         .lines()
         .find_map(|line| line.strip_prefix("oom_kill "));
     kills.and_then(|kills| kills.parse().ok()).expect("a count")
+}
+
+#[test]
+fn too_few_descriptors_are_a_failure_of_our_own_before_the_lease_is_touched() {
+    let world = World::on_files();
+    for limit in 10..40 {
+        let invocation = world.lease_exec().command(["true"]);
+        let finished = invocation
+            .under(["prlimit", &format!("--nofile={limit}")])
+            .start()
+            .wait();
+        if finished.status.code() == Some(0) {
+            assert!(limit > 10, "the limit has no effect");
+            return;
+        }
+        finished.assert_code(125);
+        assert!(world.lease().is_none(), "the lease was touched");
+    }
+    panic!("40 descriptors are not enough");
 }
 
 // === Other users ===

@@ -1,0 +1,92 @@
+//! What the supervisor is told, and with what it has to make do.
+
+use std::time::Duration;
+
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+    unistd::{getpgrp, tcgetpgrp},
+};
+
+use super::sys::Pid;
+
+/// What the supervisor must know from its start.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long killing may take, from the first SIGKILL to the proof that the tree is empty. The
+    /// kernel's timers for guard and front are due a quarter and three eighths of it after the
+    /// deadline; after all of it the survivors are named.
+    pub kill_budget: Duration,
+    /// What becomes of those who are left when the command itself has ended.
+    pub leftovers: Leftovers,
+    /// Who gets a signal that is forwarded.
+    pub audience: Audience,
+    /// Whether the command may gain privileges by executing a file.
+    pub privileges: Privileges,
+}
+
+/// What becomes of descendants that the command leaves behind when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// SIGTERM, half a second, SIGKILL.
+    End,
+    /// They are waited for, as for commands that put themselves in the background. Signals are
+    /// forwarded to all of them then.
+    Await,
+}
+
+/// Who gets a signal that is forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// The command itself.
+    Command,
+    /// The command and those of its descendants that are in its process group.
+    Group,
+}
+
+/// Whether the command may gain privileges by executing a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privileges {
+    /// As without us.
+    AsUsual,
+    /// It may not, nor may its descendants, see PR_SET_NO_NEW_PRIVS in prctl(2).
+    NoneNew,
+}
+
+/// What there is to kill the command's tree with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Means {
+    /// It was born in a cgroup of its own.
+    pub(super) leaf: bool,
+    /// The kernel kills its group when front or guard dies.
+    pub(super) tether: bool,
+    /// The kernel kills a guard that is stopped beyond the deadline.
+    pub(super) timer: bool,
+    /// `/proc` shows who descends from the command.
+    pub(super) proc: bool,
+}
+
+/// Which process group the command joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Group {
+    /// One of its own.
+    Own,
+    /// The caller's, because that is in the terminal's foreground and the command must be too.
+    Shared(Pid),
+}
+
+impl Group {
+    /// The terminal's foreground group is never changed: to take it would stop whoever reads the
+    /// terminal after us.
+    pub(super) fn of_command() -> Self {
+        let ours = getpgrp();
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let foreground = open(c"/dev/tty", flags, Mode::empty()).and_then(tcgetpgrp);
+        // A group that was made outside our PID namespace has the number 0 and can't be joined.
+        if ours.as_raw() > 0 && foreground == Ok(ours) {
+            Self::Shared(ours.as_raw())
+        } else {
+            Self::Own
+        }
+    }
+}
