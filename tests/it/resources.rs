@@ -58,8 +58,11 @@ fn a_stderr_that_nobody_reads_stops_no_renewal() {
 #[track_caller]
 fn works_or_is_refused(world: &World<'static>, limit: &str) -> bool {
     let user = "--reuid 54321 --regid 54321 --clear-groups";
+    let ours = world.path().join("lease-exec").display().to_string();
+    let lx = world.lx().replace(env!("CARGO_BIN_EXE_lease-exec"), &ours);
     let finished = world
         .shell(&format!("exec setpriv {user} prlimit {limit} $LX true"))
+        .env("LX", lx)
         .run();
     assert_eq!(world.holder(), "", "{limit}");
     world.assert_nobody_is_left();
@@ -85,6 +88,12 @@ fn without_processes_or_descriptors_it_ends_with_125_and_holds_nothing() {
     for path in [world.path(), &world.store()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("it is ours");
     }
+    // The directory that it was built in may be closed to others.
+    fs::copy(
+        env!("CARGO_BIN_EXE_lease-exec"),
+        world.path().join("lease-exec"),
+    )
+    .expect("the program can be copied");
     for (kind, first) in [("--nproc", 1), ("--nofile", 3)] {
         let worked: Vec<bool> = (first..=24)
             .map(|limit| works_or_is_refused(&world, &format!("{kind}={limit}")))
