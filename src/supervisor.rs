@@ -16,6 +16,8 @@
 //! - The guard kills by its own clock. It needs nothing of front for that, and front can't extend a
 //!   deadline that has passed.
 //! - Whichever of the two dies, the other kills. Whichever is stopped, the other or the kernel does.
+//!   If both are, the kernel kills the command, and its group where that is its own.
+//! - Front and guard are never in the command's cgroup, nor in its group.
 //! - Nobody but the guard and init waits for "any child": front has children of its own, exec
 //!   plugins of the kubeconfig, which others wait for.
 //!

@@ -155,33 +155,50 @@ fn remove(parent: BorrowedFd<'_>, name: &CStr) {
     }
 }
 
-/// Removes one cgroup below this one; tells whether there was one that could be removed.
+/// Removes one cgroup below this one that has none below itself; tells whether that was done.
 fn remove_deepest(parent: BorrowedFd<'_>, name: &CStr) -> bool {
     let Ok(mut at) = open_directory(&parent, name) else {
         return false;
     };
-    let mut buffer = [0; 4096];
-    for depth in 0.. {
-        let Some((below, child)) = child_of(&at, &mut buffer) else {
+    let mut child = [0; 256];
+    if !find_child(&at, &mut child) {
+        return false;
+    }
+    for _ in 0..256 {
+        let name = CStr::from_bytes_until_nul(&child).unwrap_or_default();
+        let Ok(below) = open_directory(&at, name) else {
             return false;
         };
-        // A cgroup is empty if it has no child: it can be removed unless somebody is in it.
-        let mut rest = [0; 4096];
-        if depth == 256 || child_of(&below, &mut rest).is_none() {
-            return unlinkat(&at, child, UnlinkatFlags::RemoveDir).is_ok();
+        let mut grandchild = [0; 256];
+        if !find_child(&below, &mut grandchild) {
+            return unlinkat(&at, name, UnlinkatFlags::RemoveDir).is_ok();
         }
-        at = below;
+        (at, child) = (below, grandchild);
     }
     false
 }
 
-/// The first cgroup in this one, opened, with its name.
-fn child_of<'b>(directory: &OwnedFd, buffer: &'b mut [u8]) -> Option<(OwnedFd, &'b CStr)> {
-    let directory_again = open_directory(directory, c".").ok()?;
-    let length = sys::read_directory(directory_again.as_fd(), buffer).ok()?;
-    let (_, name) = sys::entries(buffer.get(..length)?)
-        .find(|(kind, name)| *kind == libc::DT_DIR && !matches!(name.to_bytes(), b"." | b".."))?;
-    Some((open_directory(directory, name).ok()?, name))
+/// Finds a cgroup in this one, and writes down its name, which is at most 255 bytes long.
+fn find_child(directory: &OwnedFd, found: &mut [u8; 256]) -> bool {
+    // Read from its beginning.
+    let Ok(directory) = open_directory(directory, c".") else {
+        return false;
+    };
+    let mut buffer = [0; 2048];
+    while let Ok(length @ 1..) = sys::read_directory(directory.as_fd(), &mut buffer) {
+        let entries = sys::entries(buffer.get(..length).unwrap_or_default());
+        for (kind, name) in entries {
+            let name = name.to_bytes_with_nul();
+            if kind == libc::DT_DIR
+                && !matches!(name, b".\0" | b"..\0")
+                && let Some(place) = found.get_mut(..name.len())
+            {
+                place.copy_from_slice(name);
+                return true;
+            }
+        }
+    }
+    false
 }
 
 // === Finding the place ===
@@ -316,6 +333,22 @@ mod tests {
 
     fn found(cgroups: &str, mounts: &[u8]) -> Option<String> {
         own_path(cgroups.as_bytes(), mounts).map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn a_child_is_found_also_behind_many_files() {
+        let directory = tempfile::tempdir().expect("it can be made");
+        for number in 0..200 {
+            let name = format!("a-file-with-a-long-name-{number}");
+            fs::write(directory.path().join(name), "").expect("it can be written");
+        }
+        let flags = READ | OFlag::O_DIRECTORY;
+        let opened = nix::fcntl::open(directory.path(), flags, Mode::empty()).expect("it is there");
+        let mut found = [0; 256];
+        assert!(!find_child(&opened, &mut found));
+        fs::create_dir(directory.path().join("child")).expect("it can be made");
+        assert!(find_child(&opened, &mut found));
+        assert!(found.starts_with(b"child\0"));
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl Event {
             "the group" => grown.group.clone(),
             _ => grown.mark.alive(),
         };
+        let renewed_at = world.renewed_at();
         let at = now();
         let since = Instant::now();
         match self {
@@ -155,10 +156,11 @@ impl Event {
             control_plane.continue_api_server();
         }
         // A guard's death ends in a release, after which the record says nothing of this term.
-        let end = match self {
-            Self::GuardKilled => at + Duration::from_secs(seconds).as_nanos(),
-            _ => world.renewed_at() + Duration::from_secs(seconds).as_nanos(),
+        let renewed_at = match self {
+            Self::GuardKilled => renewed_at,
+            _ => world.renewed_at(),
         };
+        let end = renewed_at + Duration::from_secs(seconds).as_nanos();
         let deadline = u64::try_from(end.saturating_sub(at)).unwrap_or(u64::MAX);
         Round {
             outlived,

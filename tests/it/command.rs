@@ -275,7 +275,7 @@ fn a_closed_or_full_stderr_stops_nobody() {
     let world = World::on_files();
     // Nobody ever reads, and the pipe is full from the start.
     let script = format!(
-        "exec 2>&1; ( {exe} --lease demo --store file:{store} --lease-duration 1s -vv -- sleep 4; \
+        "exec 2>&1; ( {exe} --lease demo --store file:{store} --lease-duration 5s -vv -- sleep 10; \
          echo $? >{path}/code ) | sleep 60",
         exe = env!("CARGO_BIN_EXE_lease-exec"),
         store = world.store().display(),

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The lease duration where a test waits for the deadline.
-const SHORT: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(6);
 
 #[test]
 fn a_killed_front_takes_the_tree_along() {
@@ -50,7 +50,7 @@ fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
 fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
     for level in LEVELS {
         let world = World::on_files();
-        let grown = Grown::start(&world, level, "3s");
+        let grown = Grown::start(&world, level, "6s");
         grown.running.signal(Signal::SIGSTOP);
         grown.mark.wait_for_nobody();
         assert_before_the_end(&world, SHORT);
@@ -76,7 +76,7 @@ fn a_stopped_guard_does_not_save_the_tree_from_the_end() {
 fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
     for level in LEVELS {
         let world = World::on_files();
-        let grown = Grown::start(&world, level, "3s");
+        let grown = Grown::start(&world, level, "6s");
         grown.signal_both(Signal::SIGSTOP);
         grown.wait_for_group();
         assert_before_the_end(&world, SHORT);
@@ -84,13 +84,13 @@ fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
 }
 
 #[test]
-fn in_a_terminal_with_front_and_guard_stopped_the_command_is_dead_before_the_end() {
+fn in_a_terminal_with_front_and_guard_frozen_the_command_is_dead_before_the_end() {
     let world = World::on_files();
     let bystander = Mark::new();
     let mark = Mark::new();
     let beside = bystander.command(&["sleep", "7777"]).join(" ");
     let command = mark.command(&["sleep", "7777"]).join(" ");
-    let arguments = format!("--lease-duration 3s -- {command}");
+    let arguments = format!("--lease-duration 6s -- {command}");
     let terminal = InTerminal::start(&world, &beside, &arguments);
     wait_until("the command runs", LIMIT, || {
         mark.alive()
@@ -99,9 +99,11 @@ fn in_a_terminal_with_front_and_guard_stopped_the_command_is_dead_before_the_end
             .then_some(())
     });
     // The group is the caller's, so that the kernel must not kill it when the guard dies.
-    let guard = guard_below(terminal.front);
-    signal(guard, Signal::SIGSTOP);
-    signal(terminal.front, Signal::SIGSTOP);
+    let freezer = TestCgroup::version_2();
+    for pid in [terminal.front, guard_below(terminal.front)] {
+        freezer.set("cgroup.procs", &pid.to_string());
+    }
+    freezer.set("cgroup.freeze", "1");
     mark.wait_for_nobody();
     assert_before_the_end(&world, SHORT);
     assert_eq!(terminal.wait(), 128 + 9);
@@ -165,7 +167,7 @@ fn with_front_and_guard_killed_at_once_the_group_is_dead() {
 fn a_stalled_runtime_does_not_save_the_tree_from_the_deadline() {
     for level in LEVELS {
         let world = World::on_files();
-        let grown = Grown::start(&world, level, "3s");
+        let grown = Grown::start(&world, level, "6s");
         // The runtime is the main thread. The others, also those that read signals, go on.
         let main_thread = Pid::from_raw(grown.running.pid());
         ptrace::seize(main_thread, ptrace::Options::empty()).expect("root may trace");
@@ -180,7 +182,7 @@ fn everybody_frozen_for_ever_is_dead_before_the_end_as_far_as_the_group_goes() {
     for level in LEVELS {
         let world = World::on_files();
         let freezer = TestCgroup::version_2();
-        let invocation = world.lease_exec().args(["--lease-duration", "3s"]);
+        let invocation = world.lease_exec().args(["--lease-duration", "6s"]);
         let grown = Grown::start_as(invocation, level, |invocation| {
             invocation.under(freezer.around())
         });

@@ -132,6 +132,9 @@ pub(crate) struct Grown {
     /// Those in the command's process group.
     pub(crate) group: Vec<i32>,
     pub(crate) guard: i32,
+    /// Where it all is, but for the command's own: a lease-exec that starts in the same cgroup ends
+    /// what dead ones have left there, and would hide that they have left something.
+    outer: Option<TestCgroup>,
 }
 
 impl Grown {
@@ -139,7 +142,11 @@ impl Grown {
         let invocation = world
             .lease_exec()
             .args(["-v", "--lease-duration", lease_duration]);
-        Self::start_as(invocation, level, |invocation| invocation)
+        let outer = TestCgroup::version_2();
+        let around = |invocation: Invocation| invocation.under(outer.around());
+        let mut grown = Self::start_as(invocation, level, around);
+        grown.outer = Some(outer);
+        grown
     }
 
     /// The same with something around it all.
@@ -175,6 +182,7 @@ impl Grown {
             mark,
             group,
             guard,
+            outer: None,
         }
     }
 
