@@ -47,7 +47,7 @@ packages_of() {
     case $1 in
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
-        flock | setpriv | unshare) echo util-linux ;;
+        chrt | flock | nsenter | prlimit | setpriv | setsid | unshare) echo util-linux ;;
         newuidmap) echo uidmap ;;
         ps) echo procps ;;
         *) echo "$1" ;;

@@ -5,9 +5,9 @@
 //! test's own, so that images and containers of the user's are out of reach.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::{fs, str};
 
@@ -88,18 +88,9 @@ fn one_container_runs_until_its_command_has_obeyed_term() {
 
     let script = "trap 'exit 3' TERM; echo started; while :; do /busybox sleep 0.05; done";
     let mut holder = image.run_leased(&[]);
-    holder
-        .args(["/busybox", "sh", "-c", script])
-        .stdout(Stdio::piped());
-    let mut holder = holder
-        .spawn()
-        .unwrap_or_else(|err| panic!("{}", cannot_run(&holder, &err)));
-    let lines = holder.stdout.take().expect("standard output is a pipe");
-    let first = BufReader::new(lines).lines().next();
-    let first = first
-        .expect("the command prints a line")
-        .expect("a line in UTF-8");
-    assert_eq!(first, "started");
+    holder.args(["/busybox", "sh", "-c", script]);
+    let mut holder = Piped::start(&mut holder);
+    assert_eq!(holder.line(), "started");
 
     let refused = output(
         image
@@ -111,8 +102,7 @@ fn one_container_runs_until_its_command_has_obeyed_term() {
 
     // It is the only one that runs.
     stdout(image.podman().args(["kill", "--all", "--signal", "TERM"]));
-    let status = holder.wait().expect("wait for podman");
-    assert_eq!(status.code(), Some(3));
+    assert_eq!(holder.wait(), Some(3));
 
     let next = stdout(
         image
@@ -120,6 +110,73 @@ fn one_container_runs_until_its_command_has_obeyed_term() {
             .args(["/busybox", "echo", "released"]),
     );
     assert_eq!(next, "released\n");
+}
+
+#[test]
+fn term_while_waiting_ends_a_container() {
+    let image = Image::build();
+    let mut holder = image.run_leased(&[]);
+    holder.args([
+        "/busybox",
+        "sh",
+        "-c",
+        "echo started; exec /busybox sleep 77",
+    ]);
+    let mut holder = Piped::start(&mut holder);
+    assert_eq!(holder.line(), "started");
+
+    // Its messages are on standard error, which podman passes on.
+    let mut waiting = Command::new("sh");
+    let mut podman = image.run_leased(&[]);
+    podman.args(["/busybox", "echo", "never"]);
+    waiting.args(["-c", "exec \"$@\" 2>&1", "sh"]);
+    waiting.arg(podman.get_program()).args(podman.get_args());
+    for (name, value) in podman.get_envs() {
+        match value {
+            Some(value) => waiting.env(name, value),
+            None => waiting.env_remove(name),
+        };
+    }
+    let mut waiting = Piped::start(&mut waiting);
+    while !waiting.line().contains("somebody else holds the lease") {}
+
+    stdout(
+        image
+            .podman()
+            .args(["kill", "--latest", "--signal", "TERM"]),
+    );
+    assert_eq!(waiting.wait(), Some(143));
+    stdout(image.podman().args(["kill", "--all", "--signal", "TERM"]));
+    // The command had no handler: as the init of a container we say so with a code.
+    assert_eq!(holder.wait(), Some(143));
+}
+
+/// A program whose standard output is read line by line.
+struct Piped {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Piped {
+    fn start(command: &mut Command) -> Self {
+        let child = command.stdout(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|err| panic!("{}", cannot_run(command, &err)));
+        let stdout = child.stdout.take().expect("standard output is a pipe");
+        Self {
+            child,
+            lines: BufReader::new(stdout).lines(),
+        }
+    }
+
+    #[track_caller]
+    fn line(&mut self) -> String {
+        let line = self.lines.next().expect("there is another line");
+        line.expect("a line in UTF-8")
+    }
+
+    fn wait(mut self) -> Option<i32> {
+        self.child.wait().expect("wait for it").code()
+    }
 }
 
 #[test]

@@ -117,10 +117,11 @@ fn real_time_signals_are_not_merged_and_wait_for_a_guard_that_is_slow() {
 #[test]
 fn the_command_alone_is_signalled_and_not_what_it_has_started() {
     let world = World::on_files();
+    // Of two signals bash looks at the lower number first.
     let script = "
-        bash -c 'trap \"echo child gets TERM\" TERM; trap \"echo child ends; exit\" USR1
+        bash -c 'trap \"echo child gets TERM\" TERM; trap \"echo child ends; exit\" WINCH
                  echo child is ready; while :; do sleep 0.02; done' &
-        trap 'kill -USR1 $!; wait; exit 3' TERM
+        trap 'kill -WINCH $!; wait; exit 3' TERM
         while :; do sleep 0.02; done";
     let running = world.shell(&format!("exec $LX bash -c '{}'", quoted(script)));
     let running = running.start();
