@@ -4,7 +4,7 @@
 //! The command must get what we were given, so a function in `.init_array`, which the C library
 //! runs before the runtime, takes a record.
 
-use std::{cell::UnsafeCell, hint};
+use std::{cell::UnsafeCell, hint, os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -43,6 +43,29 @@ impl Inherited {
     /// dispositions, closed descriptors, and last the mask, because a signal that is pending may
     /// act as soon as it is unblocked.
     pub(super) fn restore(&self) {
+        self.restore_dispositions();
+        for (descriptor, closed) in (0..).zip(self.closed) {
+            if closed {
+                sys::close_range(descriptor, descriptor);
+            }
+        }
+        self.mask.replace_mask();
+    }
+
+    /// Lets a program that this process starts have the signal mask and the ignored signals that we
+    /// were given. Otherwise it would have all those blocked that we read ourselves, and could not
+    /// end a child of its own with SIGTERM.
+    pub fn pass_on(self, program: &mut Command) {
+        let restore = move || {
+            self.restore_dispositions();
+            self.mask.replace_mask();
+            Ok(())
+        };
+        // SAFETY: between fork and exec it makes system calls, and touches no memory but its own.
+        unsafe { program.pre_exec(restore) };
+    }
+
+    fn restore_dispositions(&self) {
         for signal in SIGNALS {
             let disposition = if self.ignores(signal) {
                 Disposition::Ignore
@@ -51,12 +74,6 @@ impl Inherited {
             };
             sys::set_disposition(signal, disposition);
         }
-        for (descriptor, closed) in (0..).zip(self.closed) {
-            if closed {
-                sys::close_range(descriptor, descriptor);
-            }
-        }
-        self.mask.replace_mask();
     }
 
     fn take() -> Self {

@@ -1,6 +1,6 @@
 //! lease-exec as PID 1 of a PID namespace, as in a container.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -331,6 +331,13 @@ fn exec_plugins_keep_their_exit_status() {
     wait_until("the plugin is asked again and again", LIMIT, || {
         (calls() >= before + 8).then_some(())
     });
+    // It is to run as if we had not been there: who reads signals has them blocked.
+    let signals = fs::read_to_string(world.path().join("signals")).expect("written by the plugin");
+    let without = Command::new("grep")
+        .args(["SigBlk", "/proc/self/status"])
+        .output();
+    let without = without.expect("grep can be run").stdout;
+    assert_eq!(signals, String::from_utf8_lossy(&without));
     signal(Own::of(&world).init, Signal::SIGTERM);
     let finished = running.wait();
     finished.assert_code(143);
@@ -352,12 +359,14 @@ fn plugin_kubeconfig(
     let plugin = format!(
         r#"(sleep 0.01 >/dev/null & exit)
            echo called >>{calls}
+           grep SigBlk /proc/self/status >{signals}.new; mv {signals}.new {signals}
            cat <<END
 {{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {{
   "token": "{token}", "expirationTimestamp": "$(date --utc --date '1 second' +%Y-%m-%dT%H:%M:%SZ)"}}}}
 END
 "#,
         calls = path("calls"),
+        signals = path("signals"),
     );
     fs::write(path("plugin"), plugin).expect("written");
     let base = control_plane.kubeconfig_at(&control_plane.url(), namespace, User::Admin);
@@ -365,7 +374,7 @@ END
     let mut content: serde_json::Value = serde_json::from_str(&base).expect("JSON");
     content["users"][0]["user"] = json!({"exec": {
         "apiVersion": "client.authentication.k8s.io/v1",
-        "command": "sh",
+        "command": "bash",
         "args": [path("plugin")],
         "interactiveMode": "Never",
     }});

@@ -28,7 +28,10 @@ use nix::{
 use serde_json::{Value, json};
 
 use super::failure::{failure, plain};
-use crate::store::{Failure, FailureKind};
+use crate::{
+    store::{Failure, FailureKind},
+    supervisor::Inherited,
+};
 
 /// What a plugin gave.
 pub(super) struct Credentials {
@@ -194,6 +197,9 @@ fn command(program: &str, exec: &ExecConfig) -> Command {
     // Standard input is the command's. Standard error is where a plugin tells people what to do.
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     command.process_group(0);
+    if let Ok(inherited) = Inherited::at_entry() {
+        inherited.pass_on(&mut command);
+    }
     command
 }
 
