@@ -1,7 +1,14 @@
 //! Whatever the command's descendants are and do, they are dead before the lease can move; and
 //! nobody else is.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 
@@ -11,7 +18,7 @@ use crate::{
         hang, name, odd, signal, state,
     },
     wait::{LIMIT, try_wait_until, wait_until},
-    world::{Running, World},
+    world::{Invocation, Running, World},
 };
 
 /// The lease duration where a test waits for the deadline.
@@ -201,7 +208,7 @@ fn without_a_cgroup_the_reason_is_said_to_who_wants_to_know() {
 fn what_a_killed_lease_exec_has_left_in_its_cgroup_is_ended_by_the_next() {
     let world = World::on_files();
     let outer = TestCgroup::version_2();
-    let around = |invocation: crate::world::Invocation| invocation.under(outer.around());
+    let around = |invocation: Invocation| invocation.under(outer.around());
     let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
     let grown = Grown::start_as(invocation, Level::Cgroup, around);
     let living = around(
@@ -333,28 +340,29 @@ fn a_survivor_of_a_loss_is_80_and_the_lease_is_not_released() {
     });
 }
 
-#[test]
-fn a_descendant_that_has_become_root_can_only_be_named() {
-    let world = World::on_files();
-    let mark = Mark::new();
-    let everybody = fs::Permissions::from_mode(0o777);
+/// A run by a user who is not root, whose command has a child that has become root; returns the
+/// child as well.
+fn start_becoming_root(
+    world: &World,
+    mark: &Mark,
+    around: impl FnOnce(Invocation) -> Invocation,
+) -> (Running, i32) {
     for place in [world.path(), &world.store()] {
-        fs::set_permissions(place, everybody.clone()).expect("it is ours");
+        let everybody = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(place, everybody).expect("it is ours");
     }
     let program = world.path().join("becomes-root");
     fs::copy(odd(), &program).expect("it can be copied");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("it is ours");
     let script = format!("{} root & wait", program.display());
     let invocation = world.lease_exec().args(["-v", "--lease-duration", "6s"]);
-    let running = invocation
-        .command(mark.script(&script))
-        .under([
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-        ])
-        .start();
+    let invocation = invocation.command(mark.script(&script)).under([
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ]);
+    let running = around(invocation).start();
     let root = wait_until("the child is root", LIMIT, || {
         let is_root = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -362,6 +370,14 @@ fn a_descendant_that_has_become_root_can_only_be_named() {
         };
         mark.alive().into_iter().find(is_root)
     });
+    (running, root)
+}
+
+#[test]
+fn a_descendant_that_has_become_root_can_only_be_named() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let (running, root) = start_becoming_root(&world, &mark, |invocation| invocation);
     running.signal(Signal::SIGTERM);
     let named = format!("not proven dead: pid {root} (becomes-root), state S, uid 0");
     running.wait_until_it_says(&named);
@@ -372,6 +388,19 @@ fn a_descendant_that_has_become_root_can_only_be_named() {
     running.wait().assert_code(80);
     assert_eq!(world.holder(), "somebody-else");
     assert_eq!(mark.alive(), [root]);
+}
+
+#[test]
+fn a_descendant_that_has_become_root_is_killed_where_the_cgroup_is_ours() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let outer = TestCgroup::version_2();
+    for place in [outer.path(), &outer.path().join("cgroup.procs")] {
+        chown(place, Some(65534), Some(65534)).expect("root may");
+    }
+    let around = |invocation: Invocation| invocation.under(outer.around());
+    let (running, _) = start_becoming_root(&world, &mark, around);
+    lose(&world, running, &mark);
 }
 
 // === Bystanders ===
