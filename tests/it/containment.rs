@@ -255,7 +255,7 @@ fn leaves(outer: &TestCgroup) -> Vec<String> {
 /// The duration is such that front, on a loaded machine, gets to say what it sees before its own
 /// timer takes it for stopped.
 fn start_frozen(world: &World, level: Level, mark: &Mark, freezer: &TestCgroup) -> (Running, i32) {
-    let invocation = world.lease_exec().args(["--lease-duration", "8s"]);
+    let invocation = world.lease_exec().args(["--lease-duration", "15s"]);
     let script = "setsid sleep 7777 & wait";
     let running = level.apply(invocation.command(mark.script(script))).start();
     let frozen = wait_until("the child runs", LIMIT, || {
