@@ -21,8 +21,9 @@ use crate::{
     clock::{Instant, Now},
     election::{Action, Election, Event, NotStarted, Reply, Report, RequestId, Settings, Term},
     exit::Exit,
+    lease::{Change, Failure, FailureKind},
     signals::{self, Received, is_ending},
-    store::{Change, Failure, FailureKind, Store, Watch},
+    store::{Store, Watch},
     supervisor::{self, Deadline, FindErrorKind, Status, Supervisor},
 };
 

@@ -31,8 +31,7 @@ use std::time::Duration;
 use crate::{
     clock::{Instant, Now},
     exit::Exit,
-    lease::{Claim, Identity, Uid, Version},
-    store::{Change, Failure, Outcome, Write},
+    lease::{Change, Claim, Failure, Identity, Outcome, Uid, Version, Write},
 };
 
 mod holding;
@@ -94,7 +93,7 @@ pub enum Event {
     Wake,
     /// A request was answered, or its time limit passed, which is [`FailureKind::Unreachable`].
     ///
-    /// [`FailureKind::Unreachable`]: crate::store::FailureKind::Unreachable
+    /// [`FailureKind::Unreachable`]: crate::lease::FailureKind::Unreachable
     Reply(RequestId, Reply),
     /// The watch saw a change.
     Changed(Change),

@@ -135,3 +135,66 @@ impl fmt::Debug for Object {
         f.write_str("Object(..)")
     }
 }
+
+/// One attempt at a write. Every write is a compare-and-swap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// What the write replaces: it is carried out only if the object's uid and version are still
+    /// these. `None` creates the object, and only if there is none.
+    pub base: Option<Claim>,
+    /// The spec's fields to write; all others are taken from the base.
+    pub record: Record,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was carried out, and this is the object since.
+    Written(Claim),
+    /// The base was not, or no longer, what is stored (HTTP 409; for a create, 422). A repeat of
+    /// our own write by something in between looks the same, so the caller reads back.
+    Conflict,
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the caller may conclude.
+    pub kind: FailureKind,
+    /// One sentence for people, lower case, without a full stop, fits "failed to ...".
+    pub message: String,
+    /// How long the server asked us to wait before the next attempt (`Retry-After`).
+    pub retry_after: Option<Duration>,
+}
+
+/// The kinds of failure that make a difference to the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No answer, or one that says "later" (timeouts, resets, 429, 5xx). A write may have been
+    /// carried out.
+    Unreachable,
+    /// The credentials were not accepted (401). The store reads them anew before its next attempt.
+    Unauthorized,
+    /// The credentials do not have the right (403). The message holds the RBAC rule to add.
+    Forbidden,
+    /// The namespace does not exist or is being deleted.
+    NoNamespace,
+    /// What is stored is not a Lease that makes sense.
+    Malformed,
+    /// The configuration can't work, however often it is tried.
+    Misconfigured,
+}
+
+/// What a watch says. It may be late, doubled or lost: it wakes or stops, it proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The object was created or written.
+    Written(Claim),
+    /// The object was deleted; this is its last state, with the version of the deletion.
+    Deleted(Claim),
+    /// The watch is over (it ended, broke, or its version is too old); the caller reads and watches
+    /// again.
+    Ended(String),
+    /// The store does not allow a watch (403); the caller polls. The message holds the rule to add.
+    Refused(Failure),
+}

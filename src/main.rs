@@ -11,11 +11,10 @@ use lease_exec::{
     driver::{self, Ending, Parts},
     election::Settings,
     exit::Exit,
-    lease::Identity,
+    lease::{Failure, Identity},
     log::{self, Log},
     signals::{self, Signals},
     store::{
-        Failure,
         file::FileStore,
         kube::{ClusterConfig, KubeStore, Source},
     },

@@ -6,8 +6,7 @@ use super::{Action, Report, RequestId, Settings};
 use crate::{
     clock::{Instant, Now, WallTime},
     exit::Exit,
-    lease::{Claim, Record, Version},
-    store::{Change, Failure, FailureKind, Write},
+    lease::{Change, Claim, Failure, FailureKind, Record, Version, Write},
 };
 
 /// How many writes of unknown fate are remembered. To forget one is safe: its success is then

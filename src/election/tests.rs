@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     clock::WallTime,
-    lease::{Object, Record},
-    store::FailureKind,
+    lease::{FailureKind, Object, Record},
 };
 
 mod holding;

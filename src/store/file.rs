@@ -37,10 +37,10 @@ use self::{
     disk::{Disk, Lock, Staged, malformed, read_text},
     ledger::{BootClock, Ledger, Presence, Stamp, Stamps},
 };
-use super::{Failure, FailureKind, Outcome, Store, Write, json as lease_json};
+use super::{Store, json as lease_json};
 use crate::{
     clock::WallTime,
-    lease::{Claim, Version},
+    lease::{Claim, Failure, FailureKind, Outcome, Version, Write},
 };
 
 pub use self::watch::FileWatch;

@@ -11,10 +11,9 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, FailureKind};
 use crate::{
     clock::WallTime,
-    lease::{Claim, Identity, Object, Record, Uid, Version},
+    lease::{Claim, Failure, FailureKind, Identity, Object, Record, Uid, Version},
 };
 
 /// Reads a stored object. `answered` is the store's own clock when it answered; with it the claim

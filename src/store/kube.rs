@@ -19,8 +19,8 @@ use self::{
     client::{Answer, Connections},
     failure::{Status, failure},
 };
-use super::{Failure, FailureKind, Outcome, Store, Write, json};
-use crate::lease::{Claim, Version};
+use super::{Store, json};
+use crate::lease::{Claim, Failure, FailureKind, Outcome, Version, Write};
 
 mod certificate;
 mod client;

@@ -8,8 +8,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use lease_exec::clock::WallTime;
-use lease_exec::lease::{Claim, Identity, Record, Version};
-use lease_exec::store::{Change, Failure, Outcome, Store, Watch, Write};
+use lease_exec::lease::{Change, Claim, Failure, Identity, Outcome, Record, Version, Write};
+use lease_exec::store::{Store, Watch};
 use serde_json::{Value, json};
 
 use crate::wait::LIMIT;

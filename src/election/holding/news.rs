@@ -9,8 +9,7 @@ use crate::{
         Action, Reply, Report,
         outbox::{Attempt, Outbox, Pending, Timer, unlike},
     },
-    lease::Claim,
-    store::{Change, Failure, FailureKind, Outcome},
+    lease::{Change, Claim, Failure, FailureKind, Outcome},
 };
 
 impl Holding {

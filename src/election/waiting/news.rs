@@ -11,8 +11,7 @@ use crate::{
         outbox::{Attempt, Outbox, Pending, Timer, unlike},
     },
     exit::Exit,
-    lease::Claim,
-    store::{Change, Failure, FailureKind, Outcome},
+    lease::{Change, Claim, Failure, FailureKind, Outcome},
 };
 
 impl Waiting {

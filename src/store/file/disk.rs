@@ -17,7 +17,7 @@ use nix::{
     unistd::{AccessFlags, eaccess},
 };
 
-use super::super::{Failure, FailureKind};
+use crate::lease::{Failure, FailureKind};
 
 /// Where the files of one lease are.
 #[derive(Debug)]

@@ -22,8 +22,8 @@ use tempfile::TempDir;
 
 use super::{disk::LOCK_LIMIT, *};
 use crate::{
-    lease::{Identity, Record},
-    store::{Change, Watch},
+    lease::{Change, Identity, Record},
+    store::Watch,
 };
 
 mod by_hand;

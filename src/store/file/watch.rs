@@ -19,11 +19,8 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    super::{Change, Failure, FailureKind, Watch},
-    LeaseFile, Sight, blocking,
-};
-use crate::lease::{Claim, Version};
+use super::{super::Watch, LeaseFile, Sight, blocking};
+use crate::lease::{Change, Claim, Failure, FailureKind, Version};
 
 /// The changes of one lease file. See [`Store::watch`](super::super::Store::watch).
 #[derive(Debug)]

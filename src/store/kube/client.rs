@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     clock::WallTime,
-    store::{Failure, FailureKind},
+    lease::{Failure, FailureKind},
 };
 
 /// A complete answer.

@@ -23,7 +23,7 @@ use super::{
     failure::failure,
     proxy::{Proxy, ProxyVariables},
 };
-use crate::store::{Failure, FailureKind};
+use crate::lease::{Failure, FailureKind};
 
 mod explain;
 

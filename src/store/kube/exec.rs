@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use super::failure::{failure, plain};
 use crate::{
-    store::{Failure, FailureKind},
+    lease::{Failure, FailureKind},
     supervisor::Inherited,
 };
 

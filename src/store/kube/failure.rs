@@ -9,7 +9,7 @@ use rustls::CertificateError;
 use serde_json::Value;
 
 use super::{Target, client::Answer};
-use crate::store::{Failure, FailureKind};
+use crate::lease::{Failure, FailureKind};
 
 /// A failure without a wish of the server's.
 pub(super) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {

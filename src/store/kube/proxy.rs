@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderValue, Uri};
 
 use super::failure::failure;
-use crate::store::{Failure, FailureKind};
+use crate::lease::{Failure, FailureKind};
 
 /// An HTTP proxy that connections are tunnelled through (CONNECT).
 #[derive(Clone, Debug)]

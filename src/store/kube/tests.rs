@@ -9,8 +9,8 @@ use self::server::{Reply, Seen, Server};
 use super::*;
 use crate::{
     clock::WallTime,
-    lease::{Identity, Record, Uid},
-    store::{Change, Watch, json},
+    lease::{Change, Identity, Record, Uid},
+    store::{Watch, json},
 };
 
 mod credentials;

@@ -26,8 +26,8 @@ use super::{
     failure::{self, Status},
 };
 use crate::{
-    lease::Version,
-    store::{Change, FailureKind, Watch, json},
+    lease::{Change, FailureKind, Version},
+    store::{Watch, json},
 };
 
 /// The changes of a Lease on an API server.

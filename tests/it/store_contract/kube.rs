@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::Method;
+use lease_exec::lease::{Change, FailureKind, Outcome, Write};
+use lease_exec::store::Store;
 use lease_exec::store::kube::{ClusterConfig, KubeStore, Source};
-use lease_exec::store::{Change, FailureKind, Outcome, Store, Write};
 use serde_json::{Value, json};
 
 use super::{Place, assert_written, created, current, done, held, next, run, write, written};
