@@ -143,6 +143,9 @@ impl<S: Store + 'static> Driver<S> {
                         self.on_stop(received);
                         continue;
                     }
+                    if is_ending(received.signal) {
+                        self.supervisor.cancel_start(received.signal);
+                    }
                     return Event::Signalled { signal: received.signal, ends: is_ending(received.signal) };
                 }
                 change = next_change(&mut self.watch) => {
@@ -248,6 +251,9 @@ impl<S: Store + 'static> Driver<S> {
             Said::ExecFailed(error) => {
                 let refused = NotStarted::Refused(exit_of(error.kind), error.message);
                 Some(Event::NotStarted(refused))
+            }
+            Said::NotStarted(supervisor::NotStarted::NoAnswer) => {
+                Some(Event::NotStarted(NotStarted::NoAnswer))
             }
             Said::NotStarted(supervisor::NotStarted::Cancelled(signal)) => {
                 Some(Event::NotStarted(NotStarted::Cancelled(signal)))

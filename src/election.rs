@@ -137,6 +137,8 @@ pub enum Reply {
 /// Why the command did not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotStarted {
+    /// The guard did not take the order, and is dead.
+    NoAnswer,
     /// The system refused to execute it, for this reason.
     Refused(Exit, String),
     /// This signal came first.

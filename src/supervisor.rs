@@ -39,7 +39,7 @@ use nix::{
         socket::{
             AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
         },
-        wait::{Id, WaitPidFlag, waitid},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::{Pid as NixPid, setpgid},
 };
@@ -54,6 +54,7 @@ mod inherited;
 mod init;
 mod message;
 mod options;
+mod patience;
 mod report;
 mod spawn;
 mod sweep;
@@ -76,6 +77,7 @@ use command::Exec;
 use guard::Guard;
 use message::{Order, SIZE, Word};
 use options::{Group, Means};
+use patience::{Patience, Unanswered};
 use sweep::Sweep;
 use sys::{Disposition, Forked, Pid, Waited};
 use tether::Tether;
@@ -105,8 +107,12 @@ pub struct Supervisor {
     survivors: Vec<Survivor>,
     /// SIGKILL has been sent for as long as the kill budget, and somebody lives.
     is_stuck: bool,
-    /// When a guard that says nothing is taken for stopped.
-    patience: Option<Instant>,
+    /// The guard was told to start the command, and has not said that it has read that.
+    unanswered: Option<Unanswered>,
+    /// The guard was told to kill, and has not said that it does.
+    patience: Option<Patience>,
+    /// The guard has said nothing for too long and was sent SIGKILL; its death is awaited.
+    given_up: bool,
     reports: VecDeque<Report>,
 }
 
@@ -188,7 +194,9 @@ impl Supervisor {
             state: State::Guarded { command: None },
             survivors: Vec::new(),
             is_stuck: false,
+            unanswered: None,
             patience: None,
+            given_up: false,
             reports: VecDeque::new(),
         })
     }
@@ -230,6 +238,9 @@ impl Supervisor {
     /// Asks the guard to start the command, with these variables added to its environment or in
     /// the place of those with their names. [`Supervisor::next`] tells what came of it.
     ///
+    /// A guard that has not read the order when the deadline given here passes is stopped, and will
+    /// not carry it out any more. [`Supervisor::next`] then kills it, whatever later deadlines say.
+    ///
     /// # Errors
     ///
     /// If the variables don't fit, or the guard does not take orders. That it died is no error but
@@ -238,10 +249,32 @@ impl Supervisor {
         let mut message = Order::Start(deadline).encode().to_vec();
         message.extend(command::environment(environment)?);
         self.deadline = Some(deadline);
-        self.push_watchdog(Instant::now());
+        let now = Instant::now();
+        self.push_watchdog(now);
+        self.unanswered = Some(Unanswered {
+            patience: Patience {
+                since: now,
+                limit: deadline.left(now),
+            },
+            cancelled_by: None,
+        });
         match order(&self.socket, &message) {
             Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
             Err(errno) => bail!("the guard does not take orders: {errno}"),
+        }
+    }
+
+    /// Tells that this signal, one of those that end a process, asks us to end. If the guard has not
+    /// read yet that it is to start the command, it has a quarter of the kill budget left to do so.
+    pub fn cancel_start(&mut self, signal: i32) {
+        if let Some(unanswered) = &mut self.unanswered {
+            let now = Instant::now();
+            let short = Patience {
+                since: now,
+                limit: self.kill_budget / 4,
+            };
+            unanswered.patience = unanswered.patience.or_sooner(short, now);
+            unanswered.cancelled_by.get_or_insert(signal);
         }
     }
 
@@ -267,7 +300,10 @@ impl Supervisor {
     pub fn kill(&mut self) {
         if self.deadline.is_some() {
             let now = Instant::now();
-            self.patience.get_or_insert(now);
+            self.patience.get_or_insert(Patience {
+                since: now,
+                limit: self.kill_budget / 4,
+            });
             self.prove_alive(now);
             self.tell(Order::Kill);
         }
@@ -281,6 +317,7 @@ impl Supervisor {
                 return report;
             }
             match &mut self.state {
+                State::Guarded { .. } if self.given_up => self.await_guards_death().await,
                 State::Guarded { .. } => self.hear().await,
                 State::Sweeping(_) => {
                     let pause = self.sweep();
@@ -336,9 +373,7 @@ impl Supervisor {
             let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
             self.readable = registered.ok();
         }
-        let patience = self
-            .patience
-            .map(|since| (self.kill_budget / 4).saturating_sub(Instant::now().held_since(since)));
+        let patience = self.patience_left(Instant::now());
         let Some(readable) = &self.readable else {
             // No descriptor to be had for the runtime: look now and then.
             tokio::time::sleep(PAUSE).await;
@@ -358,11 +393,34 @@ impl Supervisor {
             }
             Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
             Err(_) => {
-                // It was told to kill and does not say that it does: it is stopped. Its death makes
-                // the kernel kill the command, and leaves the rest of the tree to us.
-                self.patience = None;
+                // It does not say that it does what it was told: it is stopped. Its death makes the
+                // kernel kill the command, if there is one, and leaves the rest of the tree to us.
+                self.given_up = true;
                 let _ = sys::kill(self.guard, libc::SIGKILL);
             }
+        }
+    }
+
+    /// How long the guard may still say nothing, if it owes us a word.
+    fn patience_left(&self, now: Instant) -> Option<Duration> {
+        let start = self.unanswered.map(|unanswered| unanswered.patience);
+        let owed = [start, self.patience].into_iter().flatten();
+        owed.map(|patience| patience.left(now)).min()
+    }
+
+    /// Waits for the death of a guard that was given up. It may have been continued at the last
+    /// moment, so what it said before it died counts. The end of the socket alone would not do: a
+    /// child that it has just borne may hold the other end.
+    async fn await_guards_death(&mut self) {
+        let asked = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let guard = Id::Pid(NixPid::from_raw(self.guard));
+        // Before the socket is read: once it is dead, nothing more comes.
+        let is_dead = waitid(guard, asked) != Ok(WaitStatus::StillAlive);
+        let mut bytes = [0; SIZE];
+        match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN) if is_dead => self.lose_guard(),
+            Err(Errno::EAGAIN) => tokio::time::sleep(PAUSE).await,
+            taken => self.take(taken, &bytes),
         }
     }
 
@@ -388,6 +446,10 @@ impl Supervisor {
 
     fn understand(&mut self, word: Word) {
         let report = match word {
+            Word::Starting => {
+                self.unanswered = None;
+                return;
+            }
             Word::Started(pid, means) => {
                 self.state = State::Guarded { command: Some(pid) };
                 sys::let_go_of_stdio();
@@ -466,7 +528,7 @@ impl Drop for Supervisor {
     fn drop(&mut self) {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         let since = Instant::now();
-        let is_over = matches!(self.state, State::Over);
+        let is_over = matches!(self.state, State::Over) || self.deadline.is_none();
         let patience = if self.is_stuck {
             Duration::ZERO
         } else {
@@ -478,7 +540,7 @@ impl Drop for Supervisor {
             let now = Instant::now();
             let waited = now.held_since(since);
             if is_over && waited >= self.kill_budget / 8 {
-                // Nothing of the command lives, so a guard that is stopped has no work left.
+                // Nothing of the command lives or will, so a guard that is stopped has no work left.
                 let _ = sys::kill(self.guard, libc::SIGKILL);
             }
             if waited >= patience {

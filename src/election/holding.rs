@@ -177,13 +177,7 @@ impl Holding {
                 self.stuck = true;
                 outbox.report(Report::Stuck(survivors));
             }
-            Event::GuardDied => {
-                self.gone(outbox, now.at);
-                if self.lost.is_none() {
-                    self.verdict =
-                        Some((Exit::Internal, Some("the guard process died".to_owned())));
-                }
-            }
+            Event::GuardDied => self.on_guard_failed(outbox, now.at, "the guard process died"),
         }
         // The news may have brought a deadline forward.
         self.check_deadlines(outbox, now.at);
@@ -472,6 +466,11 @@ impl Holding {
 
     fn on_not_started(&mut self, outbox: &Outbox, now: Instant, reason: NotStarted) {
         let (exit, message) = match reason {
+            NotStarted::NoAnswer => {
+                let message = "the guard process did not answer when told to start the command, \
+                               and was killed";
+                return self.on_guard_failed(outbox, now, message);
+            }
             NotStarted::Refused(exit, reason) => (exit, Some(reason)),
             NotStarted::Cancelled(signal) => (Exit::Signal(signal), None),
             NotStarted::TooLate => (
@@ -480,6 +479,15 @@ impl Holding {
             ),
         };
         self.abandon(outbox, now, exit, message);
+    }
+
+    /// Nothing of the command runs, and nobody could run it. A loss that came first is the reason to
+    /// end, and this only its manner.
+    fn on_guard_failed(&mut self, outbox: &Outbox, now: Instant, message: &str) {
+        self.gone(outbox, now);
+        if self.lost.is_none() {
+            self.verdict = Some((Exit::Internal, Some(message.to_owned())));
+        }
     }
 }
 

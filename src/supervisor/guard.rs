@@ -252,6 +252,11 @@ impl Watch {
     // === The command ===
 
     fn start(&mut self, deadline: Deadline, variables: &[u8], now: Instant) {
+        // Front takes a guard that does not say this for stopped, and concludes that it has borne
+        // nobody. If it can't be said, front is dead or will kill us.
+        if self.say(Word::Starting).is_err() {
+            return;
+        }
         self.phase = Phase::Over;
         if let Some(signal) = self.cancelled_by {
             return self.tell_surely(Word::Cancelled(signal));

@@ -83,6 +83,8 @@ impl Order {
 /// What the guard tells front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
+    /// The order to start was read; what came of it follows.
+    Starting,
     /// The command runs, and these means are there to kill its tree.
     Started(Pid, Means),
     /// execve refused with this errno; nothing runs.
@@ -111,29 +113,30 @@ impl Word {
     pub(super) fn encode(&self) -> Bytes {
         let mut writer = Writer::default();
         match *self {
+            Self::Starting => writer.byte(0),
             Self::Started(pid, means) => writer
-                .byte(0)
+                .byte(1)
                 .int(pid)
                 .byte(u8::from(means.leaf))
                 .byte(u8::from(means.tether))
                 .byte(u8::from(means.timer))
                 .byte(u8::from(means.proc)),
-            Self::ExecFailed(errno) => writer.byte(1).int(errno),
-            Self::StartFailed(errno) => writer.byte(2).int(errno),
-            Self::Cancelled(signal) => writer.byte(3).int(signal),
-            Self::TooLate => writer.byte(4),
-            Self::Stopped(signal) => writer.byte(5).int(signal),
-            Self::Ended(Status::Exited(code), at) => writer.byte(6).byte(code).instant(at),
-            Self::Ended(Status::Signalled(signal), at) => writer.byte(7).int(signal).instant(at),
-            Self::Killing => writer.byte(8),
+            Self::ExecFailed(errno) => writer.byte(2).int(errno),
+            Self::StartFailed(errno) => writer.byte(3).int(errno),
+            Self::Cancelled(signal) => writer.byte(4).int(signal),
+            Self::TooLate => writer.byte(5),
+            Self::Stopped(signal) => writer.byte(6).int(signal),
+            Self::Ended(Status::Exited(code), at) => writer.byte(7).byte(code).instant(at),
+            Self::Ended(Status::Signalled(signal), at) => writer.byte(8).int(signal).instant(at),
+            Self::Killing => writer.byte(9),
             Self::Survivor(survivor) => writer
-                .byte(9)
+                .byte(10)
                 .int(survivor.pid)
                 .byte(survivor.state)
                 .int(survivor.uid.cast_signed())
                 .chunk(survivor.comm),
-            Self::Survivors => writer.byte(10),
-            Self::Empty => writer.byte(11),
+            Self::Survivors => writer.byte(11),
+            Self::Empty => writer.byte(12),
         };
         writer.bytes
     }
@@ -142,7 +145,8 @@ impl Word {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes.first_chunk::<SIZE>()?);
         Some(match reader.byte()? {
-            0 => {
+            0 => Self::Starting,
+            1 => {
                 let pid = reader.int()?;
                 let mut flag = || Some(reader.byte()? != 0);
                 let means = Means {
@@ -153,22 +157,22 @@ impl Word {
                 };
                 Self::Started(pid, means)
             }
-            1 => Self::ExecFailed(reader.int()?),
-            2 => Self::StartFailed(reader.int()?),
-            3 => Self::Cancelled(reader.int()?),
-            4 => Self::TooLate,
-            5 => Self::Stopped(reader.int()?),
-            6 => Self::Ended(Status::Exited(reader.byte()?), reader.instant()?),
-            7 => Self::Ended(Status::Signalled(reader.int()?), reader.instant()?),
-            8 => Self::Killing,
-            9 => Self::Survivor(Survivor {
+            2 => Self::ExecFailed(reader.int()?),
+            3 => Self::StartFailed(reader.int()?),
+            4 => Self::Cancelled(reader.int()?),
+            5 => Self::TooLate,
+            6 => Self::Stopped(reader.int()?),
+            7 => Self::Ended(Status::Exited(reader.byte()?), reader.instant()?),
+            8 => Self::Ended(Status::Signalled(reader.int()?), reader.instant()?),
+            9 => Self::Killing,
+            10 => Self::Survivor(Survivor {
                 pid: reader.int()?,
                 state: reader.byte()?,
                 uid: reader.int()?.cast_unsigned(),
                 comm: reader.chunk()?,
             }),
-            10 => Self::Survivors,
-            11 => Self::Empty,
+            11 => Self::Survivors,
+            12 => Self::Empty,
             // Only this file writes messages.
             _ => return None,
         })
@@ -305,6 +309,7 @@ mod tests {
             proc: which == 3,
         };
         let words = [
+            Word::Starting,
             Word::Started(77, means(0)),
             Word::Started(77, means(1)),
             Word::Started(77, means(2)),

@@ -59,6 +59,8 @@ pub enum Report {
 /// Why the command was not started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotStarted {
+    /// The guard was stopped, did not read the order to start before the deadline, and is dead now.
+    NoAnswer,
     /// This signal, one of those that end a process, came before.
     Cancelled(i32),
     /// The deadline had passed.

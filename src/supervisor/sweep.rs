@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Instant;
 
 use super::{
-    PAUSE, Report, State, Supervisor, Survivor,
+    NotStarted, PAUSE, Report, State, Supervisor, Survivor, Unanswered,
     cgroup::Leaf,
     sys::{self, Pid, Waited},
     tree::{Process, Tree},
@@ -59,7 +59,8 @@ impl Supervisor {
         sweep.guard_is_gone = sweep.guard_is_gone
             || matches!(sys::wait(self.guard), Waited::Ended(..) | Waited::NoChild);
         if sweep.guard_is_gone && sweep.strike(&self.bystanders, leaf) {
-            let report = self.end_of(Report::GuardDied);
+            let report = self.end_without_guard();
+            let report = self.end_of(report);
             self.reports.push_back(report);
             return PAUSE;
         }
@@ -74,6 +75,17 @@ impl Supervisor {
         }
         // Often enough for our own timer.
         PAUSE.max(self.kill_budget / 16)
+    }
+
+    /// What has come to its end now that nobody is left: the command, or the wish for one.
+    fn end_without_guard(&self) -> Report {
+        match self.unanswered {
+            Some(Unanswered { cancelled_by, .. }) if self.given_up => {
+                let reason = cancelled_by.map_or(NotStarted::NoAnswer, NotStarted::Cancelled);
+                Report::NotStarted(reason)
+            }
+            _ => Report::GuardDied,
+        }
     }
 }
 

@@ -463,6 +463,7 @@ fn kill_after_counts_from_the_first_signal_that_asks_to_end() {
 #[test]
 fn a_command_that_does_not_start_leaves_a_free_lease() {
     let cases = [
+        (NotStarted::NoAnswer, Exit::Internal),
         (
             NotStarted::Refused(Exit::NotExecutable, "no".to_owned()),
             Exit::NotExecutable,

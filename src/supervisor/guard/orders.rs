@@ -158,10 +158,15 @@ impl Watch {
 
     /// Tells front something that it may miss if it does not read.
     pub(super) fn tell(&self, word: Word) -> bool {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let sent = send(self.guard.front.as_raw_fd(), &word.encode(), flags);
+        let sent = self.say(word);
         // Whoever is gone needs no telling.
-        self.alone || sent != Err(Errno::EAGAIN)
+        self.alone || !matches!(sent, Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM))
+    }
+
+    /// The same for a word on which something depends.
+    pub(super) fn say(&self, word: Word) -> Result<(), Errno> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.guard.front.as_raw_fd(), &word.encode(), flags).map(drop)
     }
 
     /// Tells front something that it must hear: the end of the command, and that nothing lives.
