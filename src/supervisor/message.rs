@@ -10,7 +10,7 @@ use crate::clock::Instant;
 use super::{Means, Status, sys::Pid, timer::Deadline, tree::Survivor};
 
 /// The bytes of a message without what follows it.
-pub(super) const SIZE: usize = 40;
+pub(super) const SIZE: usize = 64;
 
 /// A message as it is sent.
 pub(super) type Bytes = [u8; SIZE];
@@ -134,7 +134,8 @@ impl Word {
                 .int(survivor.pid)
                 .byte(survivor.state)
                 .int(survivor.uid.cast_signed())
-                .chunk(survivor.comm),
+                .chunk(survivor.comm)
+                .chunk(survivor.waits_in),
             Self::Survivors => writer.byte(11),
             Self::Empty => writer.byte(12),
         };
@@ -170,6 +171,7 @@ impl Word {
                 state: reader.byte()?,
                 uid: reader.int()?.cast_unsigned(),
                 comm: reader.chunk()?,
+                waits_in: reader.chunk()?,
             }),
             11 => Self::Survivors,
             12 => Self::Empty,
@@ -327,6 +329,7 @@ mod tests {
                 state: b'D',
                 uid: u32::MAX - 1,
                 comm: *b"sixteen bytes ok",
+                waits_in: *b"and thirty-two bytes are ok, too",
             }),
             Word::Survivors,
             Word::Empty,

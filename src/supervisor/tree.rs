@@ -30,6 +30,9 @@ pub struct Survivor {
     pub uid: u32,
     /// The first bytes of its name, padded with zeroes.
     pub comm: [u8; 16],
+    /// The kernel's function in which it waits, from `/proc/PID/wchan`, padded with zeroes; nothing
+    /// but zeroes if it does not wait or may not be looked at.
+    pub waits_in: [u8; 32],
 }
 
 impl Default for Survivor {
@@ -40,23 +43,32 @@ impl Default for Survivor {
             state: b'?',
             uid: 0,
             comm: [0; 16],
+            waits_in: [0; 32],
         }
     }
 }
 
 impl fmt::Display for Survivor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let length = self.comm.iter().position(|byte| *byte == 0);
-        let comm = self.comm.get(..length.unwrap_or(16)).unwrap_or_default();
         write!(
             f,
             "pid {} ({}), state {}, uid {}",
             self.pid,
-            comm.escape_ascii(),
+            unpadded(&self.comm).escape_ascii(),
             char::from(self.state),
             self.uid
-        )
+        )?;
+        match unpadded(&self.waits_in) {
+            [] => Ok(()),
+            function => write!(f, ", wchan {}", function.escape_ascii()),
+        }
     }
+}
+
+/// What stands before the first zero byte.
+fn unpadded(text: &[u8]) -> &[u8] {
+    let length = text.iter().position(|byte| *byte == 0);
+    text.get(..length.unwrap_or(text.len())).unwrap_or_default()
 }
 
 /// One process, as its `stat` has it; `start_time` tells two processes of one pid apart.
@@ -254,6 +266,7 @@ impl Tree {
                     state: process.state,
                     uid: self.owner(process.pid),
                     comm: process.comm,
+                    waits_in: self.wait_channel(process.pid),
                 };
                 count += 1;
             }
@@ -268,6 +281,18 @@ impl Tree {
         fstatat(&self.proc, path.as_c_str(), AtFlags::empty()).map_or(u32::MAX, |stat| stat.st_uid)
     }
 
+    /// See `/proc/PID/wchan` in proc(5): `0` where a process does not wait, or may not be looked at.
+    fn wait_channel(&self, pid: Pid) -> [u8; 32] {
+        let mut function = [0; 32];
+        let mut path = Path::default();
+        let _ = write!(path, "{pid}/wchan");
+        let length = self.read_file(path.as_c_str(), &mut function);
+        if length.is_none() || function.starts_with(b"0") {
+            return [0; 32];
+        }
+        function
+    }
+
     fn process(&self, pid: Pid) -> Option<Process> {
         let mut path = Path::default();
         write!(path, "{pid}/stat").ok()?;
@@ -275,11 +300,16 @@ impl Tree {
     }
 
     fn read(&self, path: &CStr) -> Option<Process> {
+        let mut buffer = [0; 1024];
+        let length = self.read_file(path, &mut buffer)?;
+        Process::parse(buffer.get(..length)?)
+    }
+
+    /// Reads the beginning of a file below `/proc`, and returns how much of it there is.
+    fn read_file(&self, path: &CStr, buffer: &mut [u8]) -> Option<usize> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let file = openat(&self.proc, path, flags, Mode::empty()).ok()?;
-        let mut buffer = [0; 1024];
-        let length = read(&file, &mut buffer).ok()?;
-        Process::parse(buffer.get(..length)?)
+        read(&file, buffer).ok()
     }
 }
 
@@ -424,8 +454,17 @@ mod tests {
             state: b'D',
             uid: 33,
             comm: *b"nfs\x1b[2J\0\0\0\0\0\0\0\0\0",
+            waits_in: *b"rpc_wait_bit_killable\0\0\0\0\0\0\0\0\0\0\0",
         };
         let text = survivor.to_string();
-        assert_eq!(text, "pid 9 (nfs\\x1b[2J), state D, uid 33");
+        assert_eq!(
+            text,
+            "pid 9 (nfs\\x1b[2J), state D, uid 33, wchan rpc_wait_bit_killable"
+        );
+        let unknown = Survivor {
+            waits_in: [0; 32],
+            ..survivor
+        };
+        assert!(unknown.to_string().ends_with(", uid 33"), "{unknown}");
     }
 }

@@ -269,6 +269,20 @@ fn start_frozen(world: &World, level: Level, mark: &Mark, freezer: &TestCgroup) 
     (running, frozen)
 }
 
+/// Waits until lease-exec has named the frozen process with all that the kernel says of it.
+#[track_caller]
+fn wait_until_it_is_named(running: &Running, frozen: i32) {
+    running.wait_until_it_says(&named(frozen));
+}
+
+/// How a process named `sleep`, whose user is root, must be named while it waits in the kernel.
+fn named(pid: i32) -> String {
+    let waits_in = fs::read_to_string(format!("/proc/{pid}/wchan")).expect("root may read it");
+    assert!(waits_in.len() > 1, "the kernel does not say where it waits");
+    let state = state(pid);
+    format!("not proven dead: pid {pid} (sleep), state {state}, uid 0, wchan {waits_in}")
+}
+
 /// Both at the same time, as most of it is waiting.
 fn on_both_levels(test: impl Fn(Level) + Sync) {
     thread::scope(|scope| {
@@ -287,7 +301,7 @@ fn a_survivor_is_named_and_keeps_the_lease_until_it_is_dead() {
         let freezer = TestCgroup::with("freezer");
         let (running, frozen) = start_frozen(&world, level, &mark, &freezer);
         running.signal(Signal::SIGTERM);
-        running.wait_until_it_says(&format!("not proven dead: pid {frozen} (sleep), state "));
+        wait_until_it_is_named(&running, frozen);
         let holder = world.holder();
         for _ in 0..3 {
             world.wait_for_renewal();
@@ -307,7 +321,7 @@ fn a_survivor_of_a_dead_guard_is_named_and_keeps_the_lease_until_it_is_dead() {
         let freezer = TestCgroup::with("freezer");
         let (running, frozen) = start_frozen(&world, level, &mark, &freezer);
         signal(guard_of(&running), Signal::SIGKILL);
-        running.wait_until_it_says(&format!("not proven dead: pid {frozen} (sleep), state "));
+        wait_until_it_is_named(&running, frozen);
         let holder = world.holder();
         for _ in 0..3 {
             world.wait_for_renewal();
@@ -328,10 +342,7 @@ fn a_survivor_of_a_loss_is_80_and_the_lease_is_not_released() {
         let (running, frozen) = start_frozen(&world, level, &mark, &freezer);
         let holder = world.holder();
         let lock = hang(&world);
-        running
-            .wait()
-            .assert_code(80)
-            .assert_says(&format!("not proven dead: pid {frozen} (sleep), state "));
+        running.wait().assert_code(80).assert_says(&named(frozen));
         drop(lock);
         assert_eq!(world.holder(), holder);
         freezer.set("freezer.state", "THAWED");
