@@ -111,8 +111,8 @@ pub struct Supervisor {
     unanswered: Option<Unanswered>,
     /// The guard was told to kill, and has not said that it does.
     patience: Option<Patience>,
-    /// The guard has said nothing for too long and was sent SIGKILL; its death is awaited.
-    given_up: bool,
+    /// When the guard, which had said nothing for too long, was sent SIGKILL; its death is awaited.
+    given_up: Option<Instant>,
     reports: VecDeque<Report>,
 }
 
@@ -196,7 +196,7 @@ impl Supervisor {
             is_stuck: false,
             unanswered: None,
             patience: None,
-            given_up: false,
+            given_up: None,
             reports: VecDeque::new(),
         })
     }
@@ -317,8 +317,10 @@ impl Supervisor {
                 return report;
             }
             match &mut self.state {
-                State::Guarded { .. } if self.given_up => self.await_guards_death().await,
-                State::Guarded { .. } => self.hear().await,
+                State::Guarded { .. } => match self.given_up {
+                    Some(since) => self.await_guards_death(since).await,
+                    None => self.hear().await,
+                },
                 State::Sweeping(_) => {
                     let pause = self.sweep();
                     if self.reports.is_empty() {
@@ -395,7 +397,7 @@ impl Supervisor {
             Err(_) => {
                 // It does not say that it does what it was told: it is stopped. Its death makes the
                 // kernel kill the command, if there is one, and leaves the rest of the tree to us.
-                self.given_up = true;
+                self.given_up = Some(Instant::now());
                 let _ = sys::kill(self.guard, libc::SIGKILL);
             }
         }
@@ -411,7 +413,7 @@ impl Supervisor {
     /// Waits for the death of a guard that was given up. It may have been continued at the last
     /// moment, so what it said before it died counts. The end of the socket alone would not do: a
     /// child that it has just borne may hold the other end.
-    async fn await_guards_death(&mut self) {
+    async fn await_guards_death(&mut self, since: Instant) {
         let asked = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let guard = Id::Pid(NixPid::from_raw(self.guard));
         // Before the socket is read: once it is dead, nothing more comes.
@@ -419,7 +421,15 @@ impl Supervisor {
         let mut bytes = [0; SIZE];
         match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
             Err(Errno::EAGAIN) if is_dead => self.lose_guard(),
-            Err(Errno::EAGAIN) => tokio::time::sleep(PAUSE).await,
+            Err(Errno::EAGAIN) => {
+                let now = Instant::now();
+                self.prove_alive(now);
+                if !self.is_stuck && now.held_since(since) >= self.kill_budget {
+                    self.name_survivors();
+                } else {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
             taken => self.take(taken, &bytes),
         }
     }

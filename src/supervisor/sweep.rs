@@ -69,18 +69,26 @@ impl Supervisor {
         }
         if !sweep.named {
             sweep.named = true;
-            self.is_stuck = true;
-            let survivors = name_survivors(&self.bystanders);
-            self.reports.push_back(Report::Survivors(survivors));
+            self.name_survivors();
         }
         // Often enough for our own timer.
         PAUSE.max(self.kill_budget / 16)
     }
 
+    /// Reports those who live although they were sent SIGKILL: what the guard has left, or the guard.
+    pub(super) fn name_survivors(&mut self) {
+        self.is_stuck = true;
+        let mut survivors = [Survivor::default(); 8];
+        let count = Tree::of_this_process()
+            .map_or(0, |tree| tree.survivors(&self.bystanders, &mut survivors));
+        let survivors = survivors.into_iter().take(count).collect();
+        self.reports.push_back(Report::Survivors(survivors));
+    }
+
     /// What has come to its end now that nobody is left: the command, or the wish for one.
     fn end_without_guard(&self) -> Report {
         match self.unanswered {
-            Some(Unanswered { cancelled_by, .. }) if self.given_up => {
+            Some(Unanswered { cancelled_by, .. }) if self.given_up.is_some() => {
                 let reason = cancelled_by.map_or(NotStarted::NoAnswer, NotStarted::Cancelled);
                 Report::NotStarted(reason)
             }
@@ -121,11 +129,4 @@ impl Sweep {
         self.clean = if found.is_nobody() { self.clean + 1 } else { 0 };
         self.clean >= 2
     }
-}
-
-fn name_survivors(bystanders: &[Process]) -> Vec<Survivor> {
-    let mut survivors = [Survivor::default(); 8];
-    let count =
-        Tree::of_this_process().map_or(0, |tree| tree.survivors(bystanders, &mut survivors));
-    survivors.into_iter().take(count).collect()
 }

@@ -1,27 +1,23 @@
 //! lease-exec's own processes fail: the command's tree is dead all the same, and in time.
 
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
 use nix::{
-    sys::{
-        ptrace,
-        signal::{Signal, kill},
-    },
+    sys::{ptrace, signal::Signal},
     unistd::Pid,
 };
 
 use crate::{
+    control_plane::ControlPlane,
     processes::{
         Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, guard_below,
         guard_of, name, signal, state,
     },
     wait::{LIMIT, wait_until},
-    world::{Running, World, is_alive},
+    world::{Running, World, now},
 };
+
+mod start;
 
 /// The lease duration where a test waits for the deadline.
 const SHORT: Duration = Duration::from_secs(6);
@@ -76,6 +72,24 @@ fn a_stopped_guard_does_not_save_the_tree_from_the_end() {
         grown.mark.wait_for_nobody();
         grown.running.wait().assert_code(79);
         assert_eq!(world.holder(), "somebody-else");
+    }
+}
+
+#[test]
+fn a_stopped_guard_does_not_save_the_tree_from_an_api_server_that_hangs() {
+    let control_plane = ControlPlane::start();
+    for level in LEVELS {
+        let world = World::on(&control_plane);
+        let grown = Grown::start(&world, level, "6s");
+        signal(grown.guard, Signal::SIGSTOP);
+        control_plane.stop_api_server();
+        grown.mark.wait_for_nobody();
+        let gone_at = now();
+        grown.running.wait().assert_code(79);
+        control_plane.continue_api_server();
+        // The last renewal may have been carried out without anybody's knowing.
+        let end = world.renewed_at() + SHORT.as_nanos();
+        assert!(gone_at < end, "{} ns too late", gone_at - end);
     }
 }
 
@@ -243,141 +257,6 @@ fn too_few_descriptors_are_a_failure_of_our_own_before_the_lease_is_touched() {
         assert!(world.lease().is_none(), "the lease was touched");
     }
     panic!("40 descriptors are not enough");
-}
-
-// === A guard that is stopped before the start ===
-
-/// A run whose guard was stopped before it was told to start the command; and the guard. The command
-/// leaves a file behind if it ever runs.
-fn start_with_a_stopped_guard(
-    world: &World,
-    level: Level,
-    mark: &Mark,
-    lease_duration: &str,
-) -> (Running, i32) {
-    let holder = world.lease_exec().command(["sleep", "7777"]).start();
-    holder.wait_until_it_says("started the command");
-    let script = format!("touch {}; sleep 7777 & wait", ran(world).display());
-    let invocation = world
-        .lease_exec()
-        .args(["--lease-duration", lease_duration]);
-    let standby = level
-        .apply(invocation.command(mark.script(&script)))
-        .start();
-    standby.wait_until_it_says("somebody else holds the lease");
-    let guard = guard_of(&standby);
-    signal(guard, Signal::SIGSTOP);
-    wait_until("the guard is stopped", LIMIT, || {
-        (state(guard) == 'T').then_some(())
-    });
-    holder.signal(Signal::SIGTERM);
-    holder.wait().assert_signal(Signal::SIGTERM);
-    standby.wait_until_it_says("acquired the lease");
-    (standby, guard)
-}
-
-fn ran(world: &World) -> PathBuf {
-    world.path().join("ran")
-}
-
-const NO_ANSWER: &str = "the guard process did not answer when told to start the command";
-
-#[test]
-fn a_guard_that_is_stopped_before_the_start_is_given_up_and_the_lease_is_released() {
-    for level in LEVELS {
-        let world = World::on_files();
-        let mark = Mark::new();
-        let (running, guard) = start_with_a_stopped_guard(&world, level, &mark, "6s");
-        let acquired = Instant::now();
-        running.wait().assert_code(125).assert_says(NO_ANSWER);
-        assert!(acquired.elapsed() > SHORT / 2, "it was not patient");
-        assert!(!is_alive(guard));
-        assert!(!ran(&world).exists(), "the command ran");
-        assert_eq!(world.holder(), "");
-    }
-}
-
-#[test]
-fn a_guard_that_is_stopped_before_the_start_does_not_keep_us_from_ending() {
-    let world = World::on_files();
-    let mark = Mark::new();
-    let (running, guard) = start_with_a_stopped_guard(&world, Level::Tree, &mark, "60s");
-    running.signal(Signal::SIGTERM);
-    running.wait().assert_signal(Signal::SIGTERM);
-    assert!(!is_alive(guard));
-    assert!(!ran(&world).exists(), "the command ran");
-    assert_eq!(world.holder(), "");
-}
-
-#[test]
-fn a_loss_while_the_guard_is_stopped_before_the_start_is_a_loss() {
-    let world = World::on_files();
-    let mark = Mark::new();
-    let (running, guard) = start_with_a_stopped_guard(&world, Level::Tree, &mark, "60s");
-    world.steal("somebody-else");
-    running.wait().assert_code(79);
-    assert!(!is_alive(guard));
-    assert!(!ran(&world).exists(), "the command ran");
-    assert_eq!(world.holder(), "somebody-else");
-}
-
-#[test]
-fn a_guard_that_is_continued_in_time_starts_the_command() {
-    let world = World::on_files();
-    let mark = Mark::new();
-    let (running, guard) = start_with_a_stopped_guard(&world, Level::Cgroup, &mark, "60s");
-    signal(guard, Signal::SIGCONT);
-    running.wait_until_it_says("started the command");
-    mark.wait_for(2);
-    // The patience was for the start alone.
-    world.wait_for_renewal();
-    running.signal(Signal::SIGTERM);
-    running.wait().assert_signal(Signal::SIGTERM);
-    assert_eq!(mark.alive(), [0; 0]);
-}
-
-#[test]
-fn a_guard_that_is_continued_when_it_is_given_up_leaves_nobody() {
-    for round in 0..16 {
-        let world = World::on_files();
-        let mark = Mark::new();
-        let level = LEVELS[round % 2];
-        let (running, guard) = start_with_a_stopped_guard(&world, level, &mark, "6s");
-        // A quarter of the kill budget, a little sooner or later.
-        let given_up = Duration::from_millis(200 - 16 + 2 * round as u64);
-        let term = Instant::now();
-        running.signal(Signal::SIGTERM);
-        wait_until("it is about to be given up", LIMIT, || {
-            (term.elapsed() + Duration::from_millis(20) >= given_up).then_some(())
-        });
-        while term.elapsed() < given_up {
-            std::hint::spin_loop();
-        }
-        let _ = kill(Pid::from_raw(guard), Signal::SIGCONT);
-        let finished = running.wait();
-        assert_eq!(mark.alive(), [0; 0]);
-        assert_eq!(world.holder(), "");
-        let is_killed = finished.stderr.contains("the guard process died");
-        let is_known = finished.stderr.contains("started the command");
-        assert!(
-            is_killed || is_known || !ran(&world).exists(),
-            "the command ran after all: {finished:?}"
-        );
-    }
-}
-
-#[test]
-fn a_standby_whose_guard_is_stopped_ends_at_once_and_leaves_no_process() {
-    let world = World::on_files();
-    let holder = world.lease_exec().command(["sleep", "7777"]).start();
-    holder.wait_until_it_says("started the command");
-    let standby = world.lease_exec().command(["true"]).start();
-    standby.wait_until_it_says("somebody else holds the lease");
-    let guard = guard_of(&standby);
-    signal(guard, Signal::SIGSTOP);
-    standby.signal(Signal::SIGTERM);
-    standby.wait().assert_signal(Signal::SIGTERM);
-    assert!(!is_alive(guard), "a stopped guard was left behind");
 }
 
 // === Other users ===
