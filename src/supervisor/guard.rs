@@ -465,3 +465,7 @@ impl Watch {
 
 /// Stands for an errno where the child was not let become the command.
 const TOO_LATE: i32 = -1;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
