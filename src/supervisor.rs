@@ -290,7 +290,11 @@ impl Supervisor {
     }
 
     /// Sends SIGTERM and SIGCONT to the command.
+    ///
+    /// Whoever does this is not stopped, and will have more to do at the deadline: front's own timer
+    /// moves on to three quarters of the kill budget after it.
     pub fn terminate(&mut self) {
+        self.push_watchdog_to(Instant::now(), self.kill_budget / 4 * 3);
         self.tell(Order::Terminate);
     }
 
@@ -342,10 +346,15 @@ impl Supervisor {
 
     /// Front's timer is due an eighth of the kill budget after the guard's.
     fn push_watchdog(&mut self, now: Instant) {
+        self.push_watchdog_to(now, self.kill_budget / 8 * 3);
+    }
+
+    /// Sets front's timer for so long after the deadline, if that is still ahead.
+    fn push_watchdog_to(&mut self, now: Instant, after_deadline: Duration) {
         if let (Some(watchdog), Some(deadline)) = (&mut self.watchdog, self.deadline) {
             let left = deadline.left(now);
             if !left.is_zero() {
-                watchdog.push(now.boot + left + self.kill_budget / 8 * 3);
+                watchdog.push(now.boot + left + after_deadline);
             }
         }
     }

@@ -15,7 +15,8 @@ use super::sys::Pid;
 pub struct Options {
     /// How long killing may take, from the first SIGKILL to the proof that the tree is empty. The
     /// kernel's timers for guard and front are due a quarter and three eighths of it after the
-    /// deadline; after all of it the survivors are named.
+    /// deadline, that for a front which has seen the loss coming three quarters; after all of it the
+    /// survivors are named.
     pub kill_budget: Duration,
     /// What becomes of those who are left when the command itself has ended.
     pub leftovers: Leftovers,

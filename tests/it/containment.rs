@@ -18,7 +18,7 @@ use crate::{
         hang, name, odd, signal, state,
     },
     wait::{LIMIT, try_wait_until, wait_until},
-    world::{Invocation, Running, World},
+    world::{Invocation, Running, World, now},
 };
 
 /// The lease duration where a test waits for the deadline.
@@ -347,6 +347,32 @@ fn a_survivor_of_a_loss_is_80_and_the_lease_is_not_released() {
         assert_eq!(world.holder(), holder);
         freezer.set("freezer.state", "THAWED");
         // The guard goes on without front.
+        mark.wait_for_nobody();
+    });
+}
+
+#[test]
+fn a_front_that_wakes_up_late_for_the_loss_still_says_80() {
+    on_both_levels(|level| {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let freezer = TestCgroup::with("freezer");
+        let (running, _) = start_frozen(&world, level, &mark, &freezer);
+        let _lock = hang(&world);
+        running.wait_until_it_says("lost the lease");
+        // At 15 s SIGKILL is due at 12.96 s, and the kill budget is 2 s. It sleeps over the first and
+        // over half of the second.
+        let due = world.renewed_at() + Duration::from_millis(12_960).as_nanos();
+        wait_until("SIGKILL is nearly due", LIMIT, || {
+            (now() + 300_000_000 > due).then_some(())
+        });
+        running.signal(Signal::SIGSTOP);
+        wait_until("half of the kill budget is over", LIMIT, || {
+            (now() > due + 1_000_000_000).then_some(())
+        });
+        running.signal(Signal::SIGCONT);
+        running.wait().assert_code(80);
+        freezer.set("freezer.state", "THAWED");
         mark.wait_for_nobody();
     });
 }
