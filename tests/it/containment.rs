@@ -6,11 +6,15 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::Path,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     processes::{
@@ -236,6 +240,102 @@ fn what_a_killed_lease_exec_has_left_in_its_cgroup_is_ended_by_the_next() {
     assert_eq!(leaves.len(), 1, "{leaves:?}");
     living.signal(Signal::SIGTERM);
     living.wait().assert_signal(Signal::SIGTERM);
+}
+
+/// lease-exec in this cgroup, with a lease of its own.
+fn beside_others(world: &World, outer: &TestCgroup, lease: &str, argv: &[&str]) -> Running {
+    let invocation = world
+        .invocation()
+        .args(["--lease", lease, "--lease-duration", "60s", "--store"])
+        .args([format!("file:{}", world.store().display())]);
+    invocation.command(argv).under(outer.around()).start()
+}
+
+#[test]
+fn whenever_front_and_guard_are_killed_their_cgroup_does_not_stay_and_no_other_is_touched() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let neighbour = Mark::new();
+    let living = beside_others(
+        &world,
+        &outer,
+        "living",
+        &neighbour.command(&["sleep", "7777"]),
+    );
+    living.wait_until_it_says("started the command");
+    let command = neighbour.wait_for(1);
+    let its_leaf = leaves(&outer);
+    assert_eq!(its_leaf.len(), 1);
+    let is_over = AtomicBool::new(false);
+    let marks = thread::scope(|scope| {
+        // Others come and go all the while, and look for what dead ones have left.
+        let passers_by = scope.spawn(|| {
+            let mut runs = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let lease = format!("passer-by-{runs}");
+                let script = "sleep 0.02; exit 7";
+                let passer_by = beside_others(&world, &outer, &lease, &["sh", "-c", script]);
+                passer_by.wait().assert_code(7);
+                runs += 1;
+            }
+            runs
+        });
+        let marks = kill_at_any_instant(&world, &outer);
+        is_over.store(true, Ordering::Relaxed);
+        assert!(passers_by.join().expect("none was hit") > 0);
+        marks
+    });
+    wait_until("nobody but the living one is left", LIMIT, || {
+        (outer.get("cgroup.procs").lines().count() == 2).then_some(())
+    });
+    beside_others(&world, &outer, "next", &["true"])
+        .wait()
+        .assert_code(0);
+    assert_eq!(leaves(&outer), its_leaf);
+    for mark in marks {
+        assert_eq!(mark.alive(), [0; 0]);
+    }
+    assert_eq!(neighbour.alive(), command);
+    living.signal(Signal::SIGTERM);
+    living.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(leaves(&outer), [""; 0]);
+}
+
+/// Starts one lease-exec after the other, and kills its front, its guard or both at some instant of
+/// its start, its run or its end, which together take less than a tenth of a second. Returns the
+/// marks of all that they have started.
+fn kill_at_any_instant(world: &World, outer: &TestCgroup) -> Vec<Mark> {
+    let mut instants = 1_u64;
+    let mut marks = Vec::new();
+    for round in 0..80 {
+        // xorshift: any sequence that is spread well.
+        instants ^= instants << 13;
+        instants ^= instants >> 7;
+        instants ^= instants << 17;
+        let instant = Duration::from_micros(instants % 100_000);
+        let mark = Mark::new();
+        let script = mark.script("setsid sleep 7777 & sleep 0.03");
+        let running = beside_others(world, outer, &format!("round-{round}"), &script);
+        // This is no wait for anything: the instant is what is varied.
+        thread::sleep(instant);
+        let front = running.pid();
+        let guard = children(front)
+            .into_iter()
+            .find(|pid| name(*pid) == "lease-guard");
+        let victims = match round % 4 {
+            0 => [Some(front), None],
+            1 => [guard, None],
+            2 => [Some(front), guard],
+            _ => [guard, Some(front)],
+        };
+        for victim in victims.into_iter().flatten() {
+            // Front is not reaped yet; the guard may just have ended.
+            let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
+        }
+        running.wait();
+        marks.push(mark);
+    }
+    marks
 }
 
 fn leaves(outer: &TestCgroup) -> Vec<String> {
