@@ -1,0 +1,193 @@
+//! The cgroup that is made for the command: who is in it, and that it goes.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    processes::{Grown, Level, Mark, TestCgroup, cgroup, children, name},
+    wait::{LIMIT, wait_until},
+    world::{Invocation, Running, World},
+};
+
+#[test]
+fn the_command_has_a_cgroup_of_its_own_without_front_and_guard_until_it_has_ended() {
+    let world = World::on_files();
+    let grown = Grown::start(&world, Level::Cgroup, "60s");
+    let outer = cgroup(grown.running.pid());
+    assert_eq!(cgroup(grown.guard), outer);
+    let leaf = cgroup(grown.group[0]);
+    assert!(leaf.starts_with(&outer), "{leaf} is not in {outer}");
+    for pid in grown.mark.alive() {
+        assert_eq!(cgroup(pid), leaf);
+    }
+    grown.running.wait_until_it_says("its cgroup lease-exec-");
+    let path = TestCgroup::mount_of_version_2().join(leaf.trim_start_matches('/'));
+    assert!(path.exists());
+    fs::create_dir_all(path.join("nested/deeper")).expect("a command may make cgroups");
+    grown.running.signal(Signal::SIGTERM);
+    grown.running.wait().assert_signal(Signal::SIGTERM);
+    assert!(!path.exists(), "it was left behind");
+}
+
+#[test]
+fn without_a_cgroup_the_reason_is_said_to_who_wants_to_know() {
+    let world = World::on_files();
+    let invocation = world.lease_exec().args(["-v"]).command(["true"]);
+    let finished = Level::Tree.apply(invocation).start().wait();
+    finished
+        .assert_code(0)
+        .assert_says("is no cgroup of version 2");
+    let finished = Level::Tree
+        .apply(world.lease_exec().command(["true"]))
+        .start()
+        .wait();
+    assert!(!finished.stderr.contains("cgroup"), "{}", finished.stderr);
+}
+
+#[test]
+fn what_a_killed_lease_exec_has_left_in_its_cgroup_is_ended_by_the_next() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let around = |invocation: Invocation| invocation.under(outer.around());
+    let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+    let grown = Grown::start_as(invocation, Level::Cgroup, around);
+    let living = around(
+        world
+            .invocation()
+            .args(["--lease", "other", "--store"])
+            .args([format!("file:{}", world.store().display())])
+            .command(["sleep", "7777"]),
+    )
+    .start();
+    living.wait_until_it_says("started the command");
+    grown.signal_both(Signal::SIGSTOP);
+    grown.signal_both(Signal::SIGKILL);
+    grown.wait_for_group();
+    assert_eq!(leaves(&outer).len(), 2);
+
+    let next = world
+        .invocation()
+        .args(["--lease", "third", "--store"])
+        .args([format!("file:{}", world.store().display())])
+        .command(["true"]);
+    around(next).start().wait().assert_code(0);
+    assert_eq!(grown.mark.alive(), [0; 0], "who left the group lives on");
+    let leaves = leaves(&outer);
+    assert_eq!(leaves.len(), 1, "{leaves:?}");
+    living.signal(Signal::SIGTERM);
+    living.wait().assert_signal(Signal::SIGTERM);
+}
+
+/// lease-exec in this cgroup, with a lease of its own.
+fn beside_others(world: &World, outer: &TestCgroup, lease: &str, argv: &[&str]) -> Running {
+    let invocation = world
+        .invocation()
+        .args(["--lease", lease, "--lease-duration", "60s", "--store"])
+        .args([format!("file:{}", world.store().display())]);
+    invocation.command(argv).under(outer.around()).start()
+}
+
+#[test]
+fn whenever_front_and_guard_are_killed_their_cgroup_does_not_stay_and_no_other_is_touched() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let neighbour = Mark::new();
+    let living = beside_others(
+        &world,
+        &outer,
+        "living",
+        &neighbour.command(&["sleep", "7777"]),
+    );
+    living.wait_until_it_says("started the command");
+    let command = neighbour.wait_for(1);
+    let its_leaf = leaves(&outer);
+    assert_eq!(its_leaf.len(), 1);
+    let is_over = AtomicBool::new(false);
+    let marks = thread::scope(|scope| {
+        // Others come and go all the while, and look for what dead ones have left.
+        let passers_by = scope.spawn(|| {
+            let mut runs = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let lease = format!("passer-by-{runs}");
+                let script = "sleep 0.02; exit 7";
+                let passer_by = beside_others(&world, &outer, &lease, &["sh", "-c", script]);
+                passer_by.wait().assert_code(7);
+                runs += 1;
+            }
+            runs
+        });
+        let marks = kill_at_any_instant(&world, &outer);
+        is_over.store(true, Ordering::Relaxed);
+        assert!(passers_by.join().expect("none was hit") > 0);
+        marks
+    });
+    wait_until("nobody but the living one is left", LIMIT, || {
+        (outer.get("cgroup.procs").lines().count() == 2).then_some(())
+    });
+    beside_others(&world, &outer, "next", &["true"])
+        .wait()
+        .assert_code(0);
+    assert_eq!(leaves(&outer), its_leaf);
+    for mark in marks {
+        assert_eq!(mark.alive(), [0; 0]);
+    }
+    assert_eq!(neighbour.alive(), command);
+    living.signal(Signal::SIGTERM);
+    living.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(leaves(&outer), [""; 0]);
+}
+
+/// Starts one lease-exec after the other, and kills its front, its guard or both at some instant of
+/// its start, its run or its end, which together take less than a tenth of a second. Returns the
+/// marks of all that they have started.
+fn kill_at_any_instant(world: &World, outer: &TestCgroup) -> Vec<Mark> {
+    let mut instants = 1_u64;
+    let mut marks = Vec::new();
+    for round in 0..80 {
+        // xorshift: any sequence that is spread well.
+        instants ^= instants << 13;
+        instants ^= instants >> 7;
+        instants ^= instants << 17;
+        let instant = Duration::from_micros(instants % 100_000);
+        let mark = Mark::new();
+        let script = mark.script("setsid sleep 7777 & sleep 0.03");
+        let running = beside_others(world, outer, &format!("round-{round}"), &script);
+        // This is no wait for anything: the instant is what is varied.
+        thread::sleep(instant);
+        let front = running.pid();
+        let guard = children(front)
+            .into_iter()
+            .find(|pid| name(*pid) == "lease-guard");
+        let victims = match round % 4 {
+            0 => [Some(front), None],
+            1 => [guard, None],
+            2 => [Some(front), guard],
+            _ => [guard, Some(front)],
+        };
+        for victim in victims.into_iter().flatten() {
+            // Front is not reaped yet; the guard may just have ended.
+            let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
+        }
+        running.wait();
+        marks.push(mark);
+    }
+    marks
+}
+
+fn leaves(outer: &TestCgroup) -> Vec<String> {
+    let entries = fs::read_dir(outer.path()).expect("it can be read");
+    entries
+        .map(|entry| entry.expect("it can be read").file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("lease-exec-"))
+        .collect()
+}
