@@ -34,7 +34,11 @@ impl Supervisor {
         let Some(readable) = &self.readable else {
             // No descriptor to be had for the runtime: look now and then.
             tokio::time::sleep(PAUSE).await;
-            return self.take_word();
+            self.take_word();
+            if self.patience_left(Instant::now()) == Some(Duration::ZERO) {
+                self.give_up();
+            }
+            return;
         };
         let ready = tokio::time::timeout(patience.unwrap_or(Duration::MAX), readable.readable());
         match ready.await {
@@ -49,13 +53,15 @@ impl Supervisor {
                 self.take(taken, &bytes);
             }
             Ok(Err(_)) => tokio::time::sleep(PAUSE).await,
-            Err(_) => {
-                // It does not say that it does what it was told: it is stopped. Its death makes the
-                // kernel kill the command, if there is one, and leaves the rest of the tree to us.
-                self.given_up = Some(Instant::now());
-                let _ = sys::kill(self.guard, libc::SIGKILL);
-            }
+            Err(_) => self.give_up(),
         }
+    }
+
+    /// The guard does not say that it does what it was told: it is stopped. Its death makes the
+    /// kernel kill the command, if there is one, and leaves the rest of the tree to us.
+    fn give_up(&mut self) {
+        self.given_up = Some(Instant::now());
+        let _ = sys::kill(self.guard, libc::SIGKILL);
     }
 
     /// How long the guard may still say nothing, if it owes us a word.
