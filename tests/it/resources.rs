@@ -12,7 +12,11 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::world::{World, now};
+use crate::{
+    processes::{LEVELS, Mark, TestCgroup, assert_before_the_end},
+    wait::{LIMIT, wait_until},
+    world::{World, now},
+};
 
 #[test]
 fn a_stderr_that_is_closed_full_or_without_a_reader_changes_nothing() {
@@ -102,6 +106,33 @@ fn without_processes_or_descriptors_it_ends_with_125_and_holds_nothing() {
         assert!(worked.is_sorted(), "{kind}: {worked:?}");
         assert_eq!(worked.first(), Some(&false), "{kind}");
         assert_eq!(worked.last(), Some(&true), "{kind}");
+    }
+}
+
+#[test]
+fn without_memory_and_front_the_tree_is_dead_before_the_end() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let memory = TestCgroup::with("memory");
+        memory.set("memory.limit_in_bytes", "67108864");
+        // Who wants more memory waits, instead of being killed.
+        memory.set("memory.oom_control", "1");
+        let invocation = world.lease_exec().args(["--lease-duration", "6s"]);
+        let script = "trap '' TERM; setsid sleep 7777 & exec tail /dev/zero";
+        let running = level
+            .apply(invocation.command(mark.script(script)))
+            .under(memory.around())
+            .start();
+        wait_until("all memory is used", LIMIT, || {
+            let control = memory.get("memory.oom_control");
+            control.contains("under_oom 1").then_some(())
+        });
+        assert_ne!(mark.alive(), [0; 0]);
+        // What is left is the guard, which needs none.
+        running.signal(Signal::SIGSTOP);
+        mark.wait_for_nobody();
+        assert_before_the_end(&world, Duration::from_secs(6));
     }
 }
 

@@ -242,6 +242,38 @@ fn a_job_that_was_brought_to_the_foreground_can_be_interrupted() {
 }
 
 #[test]
+fn a_stopped_command_in_a_pipeline_can_be_ended() {
+    let world = World::on_files();
+    let mut terminal = Terminal::interactive(&world);
+    let shell = terminal.leader();
+    // The command itself, and one that waits for a child that is stopped: it obeys only then.
+    for (command, code) in [
+        ("sh -c 'kill -STOP $$; echo ne''ver'", 143),
+        (
+            "bash -c 'trap \"exit 3\" TERM; sh -c \"kill -STOP \\$\\$\"; sleep 77'",
+            3,
+        ),
+    ] {
+        terminal.type_in(&format!(
+            "$LX {command} | cat; echo code ${{PIPESTATUS[0]}}\n"
+        ));
+        wait_until("somebody is stopped", LIMIT, || {
+            let processes = world.processes();
+            processes.into_iter().find(|process| process.state == 'T')
+        });
+        let [front] = world.wait_for_processes("lease-exec", 1)[..] else {
+            unreachable!("one was waited for");
+        };
+        signal(front, Signal::SIGTERM);
+        terminal.wait_until_it_shows(&format!("code {code}"));
+        terminal.wait_until_it_shows(PROMPT);
+        world.wait_until_nobody_but(&[shell]);
+    }
+    assert_eq!(terminal.count("never"), 0);
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
 fn a_hangup_ends_all() {
     let world = World::on_files();
     let script = "$LX bash -c 'sleep 77 & setsid sleep 77 & (setsid sh -c \"sleep 77 & exit\" &)

@@ -1,0 +1,205 @@
+//! Kernels that lack something, as old ones and those of sandboxes do: it costs one means to kill
+//! the tree with, `-v` says which, and the tree is dead all the same.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    processes::{LEVELS, Level, Mark, TREE, guard_of, signal},
+    wait::{LIMIT, wait_until},
+    world::{Running, World},
+};
+
+/// What a kernel may lack.
+struct Lack {
+    calls: &'static str,
+    /// What `-v` then says, among other things.
+    says: &'static str,
+}
+
+const LACKS: [Lack; 6] = [
+    Lack {
+        calls: "clone3",
+        says: "no cgroup (the kernel does not let it be born in one); its process group",
+    },
+    Lack {
+        calls: "timer_create",
+        says: "; no kernel timer; ",
+    },
+    Lack {
+        calls: "F_SETSIG",
+        says: "; the command alone by the kernel when we die; ",
+    },
+    // These have a second way, which does as much.
+    Lack {
+        calls: "pidfd_open,pidfd_send_signal",
+        says: "; each descendant that /proc shows",
+    },
+    Lack {
+        calls: "close_range,mlockall",
+        says: "; a kernel timer against our being stopped; ",
+    },
+    Lack {
+        calls: "clone3,close_range,mlockall,pidfd_open,pidfd_send_signal,timer_create,F_SETSIG",
+        says: "the command alone by the kernel when we die; no kernel timer; each descendant that \
+               /proc shows",
+    },
+];
+
+/// Without a clone3 there is no cgroup anyway; the others are not to be hidden by what it does.
+fn levels_without(lack: &Lack) -> &'static [Level] {
+    if lack.calls == "clone3" {
+        &LEVELS[..1]
+    } else {
+        &LEVELS[1..]
+    }
+}
+
+/// Starts the tree on a kernel that lacks something, and waits until it has grown.
+fn start(world: &World, lack: &Lack, mark: &Mark) -> Running {
+    let level = levels_without(lack)[0];
+    let invocation = world.lease_exec().args(["-v", "--lease-duration", "60s"]);
+    let invocation = level
+        .apply(invocation.command(mark.script(TREE)))
+        .under([without(), Path::new(lack.calls)]);
+    let running = invocation.start();
+    mark.wait_for(6);
+    running.wait_until_it_says(lack.says);
+    running
+}
+
+#[test]
+fn a_loss_kills_the_tree_whatever_the_kernel_lacks() {
+    for lack in &LACKS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let running = start(&world, lack, &mark);
+        world.steal("somebody-else");
+        running.wait().assert_code(79);
+        assert_eq!(mark.alive(), [0; 0], "without {}", lack.calls);
+    }
+}
+
+#[test]
+fn a_forwarded_end_leaves_nobody_whatever_the_kernel_lacks() {
+    for lack in &LACKS {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let running = start(&world, lack, &mark);
+        running.signal(Signal::SIGTERM);
+        running.wait().assert_signal(Signal::SIGTERM);
+        assert_eq!(mark.alive(), [0; 0], "without {}", lack.calls);
+        assert_eq!(world.holder(), "");
+    }
+}
+
+#[test]
+fn a_killed_front_or_guard_takes_the_tree_along_whatever_the_kernel_lacks() {
+    for lack in &LACKS {
+        for guard_dies in [true, false] {
+            let world = World::on_files();
+            let mark = Mark::new();
+            let running = start(&world, lack, &mark);
+            if guard_dies {
+                signal(guard_of(&running), Signal::SIGKILL);
+                running.wait().assert_code(125);
+                assert_eq!(mark.alive(), [0; 0], "without {}", lack.calls);
+                assert_eq!(world.holder(), "");
+            } else {
+                running.signal(Signal::SIGKILL);
+                mark.wait_for_nobody();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guard_that_closes_its_descriptors_one_by_one_keeps_no_pipe_open() {
+    let world = World::on_files();
+    let script = format!(
+        "exec 7> >(cat; echo eof >&2)
+         {without} close_range $LX sh -c 'echo started; exec 7>&-; read -r line' <>{go} &
+         exec 7>&-; wait $!",
+        without = without().display(),
+        go = go(&world).display(),
+    );
+    let running = world.shell(&script).start();
+    running.wait_until_it_prints("started");
+    // Front keeps what it was given, as any shell that waits would; the guard must not.
+    let guard = world.wait_for_processes("lease-guard", 1)[0];
+    wait_until("the guard has closed what it was given", LIMIT, || {
+        let link = |fd: &str| fs::read_link(format!("/proc/{guard}/fd/{fd}"));
+        (link("7").is_err() && link("0").is_err()).then_some(())
+    });
+    fs::write(world.path().join("go"), "\n").expect("the command reads it");
+    running.wait().assert_code(0);
+    world.wait_until_nobody_is_left();
+}
+
+fn go(world: &World<'static>) -> PathBuf {
+    let go = world.path().join("go");
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).expect("a pipe can be made");
+    go
+}
+
+// === /proc ===
+
+/// Hides `/proc` from what it executes.
+const HIDE_PROC: [&str; 6] = [
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount -t tmpfs none /proc && exec \"$@\"",
+    "sh",
+];
+
+#[test]
+fn without_proc_who_has_left_the_group_keeps_the_lease() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let invocation = world.lease_exec().args(["--lease-duration", "5s"]);
+    let invocation = invocation.command(mark.script("setsid sleep 7777 & wait"));
+    let running = invocation.under(HIDE_PROC).start();
+    mark.wait_for(2);
+    running.signal(Signal::SIGTERM);
+    running.wait_until_it_says("the command's tree is not proven dead");
+    let holder = world.holder();
+    for _ in 0..3 {
+        world.wait_for_renewal();
+    }
+    assert_eq!(world.holder(), holder);
+    assert_eq!(mark.alive().len(), 1);
+    world.steal("somebody-else");
+    running.wait().assert_code(80);
+    assert_eq!(world.holder(), "somebody-else");
+}
+
+/// The program of `without.c`, compiled once.
+fn without() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let program = directory.join("without");
+        // Another run of the tests may be about to do the same.
+        let own = directory.join(format!("without-{}", std::process::id()));
+        let source = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/it/foreign_kernel/without.c"
+        );
+        let status = Command::new("cc")
+            .args(["-Wall", "-Wextra", "-o"])
+            .args([own.as_path(), Path::new(source)])
+            .status();
+        let status = status.expect("cc can be run; tests/run.sh installs it");
+        assert!(status.success(), "{source} can't be compiled");
+        fs::rename(&own, &program).expect("a file in our own directory can be renamed");
+        program
+    })
+}
