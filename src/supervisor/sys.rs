@@ -333,14 +333,24 @@ pub(super) fn wait(pid: Pid) -> Waited {
 /// Whether this is a child of ours that nobody has reaped, so that its id and, if it leads one, its
 /// group's id can't mean anybody else.
 pub(super) fn is_unreaped_child(pid: Pid) -> bool {
-    let Ok(id) = libc::id_t::try_from(pid) else {
+    is_unreaped(libc::P_PID, pid)
+}
+
+/// Whether a child of ours that nobody has reaped is in this group, so that the group's id can't
+/// mean another one.
+pub(super) fn has_unreaped_child_in(group: Pid) -> bool {
+    is_unreaped(libc::P_PGID, group)
+}
+
+fn is_unreaped(kind: libc::idtype_t, id: Pid) -> bool {
+    let Ok(id) = libc::id_t::try_from(id) else {
         return false;
     };
     // SAFETY: siginfo_t is plain data, for which zeroes are valid.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: the place for the answer is ours.
-    unsafe { libc::waitid(libc::P_PID, id, &raw mut info, options) == 0 }
+    unsafe { libc::waitid(kind, id, &raw mut info, options) == 0 }
 }
 
 /// pidfd_open(2): a handle on exactly this process.

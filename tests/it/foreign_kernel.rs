@@ -161,6 +161,22 @@ const HIDE_PROC: [&str; 6] = [
 ];
 
 #[test]
+fn without_proc_the_commands_group_is_killed() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let script = "sleep 7777 & sh -c 'trap \"\" TERM; exec sleep 7777' & wait";
+    let invocation = world.lease_exec().args(["-v", "--lease-duration", "60s"]);
+    let invocation = invocation.command(mark.script(script)).under(HIDE_PROC);
+    let running = invocation.start();
+    mark.wait_for(3);
+    running.wait_until_it_says("; no /proc");
+    running.signal(Signal::SIGTERM);
+    running.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(mark.alive(), [0; 0]);
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
 fn without_proc_who_has_left_the_group_keeps_the_lease() {
     let world = World::on_files();
     let mark = Mark::new();

@@ -13,9 +13,10 @@ use super::{
 impl Watch {
     /// The command ended and left others behind.
     pub(super) fn drain(&mut self) {
-        if let Some(tree) = &self.tree {
-            for signal in [libc::SIGTERM, libc::SIGCONT] {
-                tree.signal(signal, self.own_group, &[]);
+        for signal in [libc::SIGTERM, libc::SIGCONT] {
+            match &self.tree {
+                Some(tree) => drop(tree.signal(signal, self.own_group, &[])),
+                None => self.signal_own_group(signal),
             }
         }
         self.phase = Phase::Draining {
@@ -77,15 +78,22 @@ impl Watch {
         if let Some(leaf) = &self.leaf {
             leaf.kill();
         }
+        self.signal_own_group(libc::SIGKILL);
         if let Some(command) = self.command {
-            // Its leader is not reaped, so the group's number is still the command's.
-            if self.own_group.is_some() {
-                let _ = sys::kill(-command, libc::SIGKILL);
-            }
             let _ = sys::kill(command, libc::SIGKILL);
         }
         if let Some(tree) = &self.tree {
             tree.signal(libc::SIGKILL, self.own_group, &[]);
+        }
+    }
+
+    /// The command's group may outlive the command; whom it leaves there are our children, and keep
+    /// the group's number from becoming somebody else's.
+    fn signal_own_group(&self, signal: i32) {
+        if let Some(group) = self.own_group
+            && sys::has_unreaped_child_in(group)
+        {
+            let _ = sys::kill(-group, signal);
         }
     }
 
