@@ -10,13 +10,10 @@ use crate::{
     world::{LEASE, World},
 };
 
-fn scheduler(world: &World) -> Option<Scheduler> {
+fn scheduler(world: &World) -> Scheduler {
     let scheduler =
         ControlPlane::shared().start_scheduler(world.namespace(), LEASE, ElectionTimes::SHORT);
-    if scheduler.is_none() {
-        eprintln!("SKIPPED: there is no kube-scheduler beside the API server's binary");
-    }
-    scheduler
+    scheduler.expect("this test needs kube-scheduler in the directory of kube-apiserver")
 }
 
 #[test]
@@ -24,9 +21,7 @@ fn client_go_waits_for_us_and_takes_what_we_release() {
     let world = World::on_kubernetes();
     let holder = world.witness("5s").start();
     world.wait_for_starts(1);
-    let Some(mut scheduler) = scheduler(&world) else {
-        return;
-    };
+    let mut scheduler = scheduler(&world);
     wait_until("the scheduler contends", LIMIT, || {
         scheduler
             .log()
@@ -59,9 +54,7 @@ fn client_go_waits_for_us_and_takes_what_we_release() {
 #[test]
 fn we_wait_for_client_go_and_take_over_when_it_stops_renewing() {
     let world = World::on_kubernetes();
-    let Some(mut scheduler) = scheduler(&world) else {
-        return;
-    };
+    let mut scheduler = scheduler(&world);
     wait_until("the scheduler leads", LIMIT, || {
         scheduler.has_led().then_some(())
     });

@@ -15,7 +15,7 @@ use nix::{
 use crate::{
     processes::{LEVELS, Mark, TestCgroup, assert_before_the_end},
     wait::{LIMIT, wait_until},
-    world::{World, now},
+    world::{World, needs, now},
 };
 
 #[test]
@@ -84,10 +84,8 @@ fn works_or_is_refused(world: &World<'static>, limit: &str) -> bool {
 
 #[test]
 fn without_processes_or_descriptors_it_ends_with_125_and_holds_nothing() {
-    if !nix::unistd::geteuid().is_root() {
-        // The limit counts all of a user's processes, and root can be somebody else.
-        return;
-    }
+    // The limit counts all of a user's processes, and root can be somebody else.
+    needs(nix::unistd::geteuid().is_root(), "root");
     let world = World::on_files();
     for path in [world.path(), &world.store()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("it is ours");
@@ -177,10 +175,8 @@ fn of_two_leases_around_one_command_the_loss_of_either_kills_all() {
 
 #[test]
 fn clocks_that_differ_from_those_outside_change_nothing() {
-    if !std::path::Path::new("/proc/self/ns/time").exists() {
-        // A kernel without time namespaces.
-        return;
-    }
+    let namespaces = std::path::Path::new("/proc/self/ns/time");
+    needs(namespaces.exists(), "a kernel with time namespaces (5.6)");
     let world = World::on_files();
     let root: &[&str] = if nix::unistd::geteuid().is_root() {
         &[]

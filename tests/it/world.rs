@@ -557,6 +557,13 @@ impl Finished {
     }
 }
 
+/// Fails a test that could show nothing here, because something is missing, and says what: a test
+/// that passes has shown what its name says.
+#[track_caller]
+pub(crate) fn needs(is_there: bool, what: &str) {
+    assert!(is_there, "this test needs {what}");
+}
+
 /// The wall clock, as the witnesses read it.
 pub(crate) fn now() -> u128 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
