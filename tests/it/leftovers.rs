@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::{
-    processes::{InTerminal, LEVELS, Level, Mark, children, guard_of, signal, state},
+    processes::{InTerminal, LEVELS, Level, Mark, children, guard_of, name, signal, state},
     wait::{LIMIT, wait_until},
     world::{Running, World},
 };
@@ -40,6 +40,22 @@ fn leftovers_are_ended_before_the_release_and_the_commands_code_is_ours() {
         assert_eq!(mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
     }
+}
+
+#[test]
+fn an_orphan_of_the_command_is_a_child_of_the_guard() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let script = "setsid sh -c 'sleep 7777 & exit' & wait; exec sleep 7777";
+    let running = world.lease_exec().command(mark.script(script)).start();
+    wait_until("the guard has two children called sleep", LIMIT, || {
+        let children = children(guard_of(&running));
+        let sleeps = children.iter().filter(|pid| name(**pid) == "sleep");
+        (sleeps.count() == 2).then_some(())
+    });
+    running.signal(Signal::SIGTERM);
+    running.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(mark.alive(), [0; 0]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    processes::hang,
     wait::{LIMIT, wait_until},
     world::{World, is_alive, now},
 };
@@ -119,4 +120,39 @@ fn a_command_that_ignores_the_end_is_killed_after_kill_after() {
         .wait()
         .assert_signal(nix::sys::signal::Signal::SIGKILL);
     assert_eq!(world.holder(), "", "an ordered kill releases the lease");
+}
+
+#[test]
+fn a_command_that_ends_well_because_of_a_loss_is_79_all_the_same() {
+    for ending in ["exit 0", "trap - TERM; kill -TERM $$"] {
+        let world = World::on_files();
+        let script = format!("trap 'echo obeyed; {ending}' TERM; while :; do sleep 0.05; done");
+        let holder = world
+            .lease_exec()
+            .args(["--lease-duration", "6s"])
+            .script(&script)
+            .start();
+        holder.wait_until_it_says("started the command");
+        world.wait_for_renewal();
+        let _lock = hang(&world);
+        let finished = holder.wait();
+        finished.assert_code(79);
+        assert_eq!(finished.stdout(), "obeyed\n", "it was not asked to end");
+    }
+}
+
+#[test]
+fn a_command_that_has_ended_before_the_loss_keeps_its_code() {
+    let world = World::on_files();
+    // What it leaves behind has half a second to end, and the loss comes within that.
+    let script = "(setsid sh -c 'trap \"\" TERM; sleep 7777' &); exit 3";
+    let holder = world
+        .lease_exec()
+        .args(["--lease-duration", "60s"])
+        .script(script)
+        .start();
+    holder.wait_until_it_says("the command ended");
+    world.steal("somebody-else");
+    holder.wait().assert_code(3);
+    assert_eq!(world.holder(), "somebody-else");
 }
