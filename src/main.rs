@@ -99,7 +99,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     *above = supervisor.above();
     // From here on there may be threads.
     let log = Log::start(config.log_format, config.verbosity)?;
-    let signals = signals.listen(supervisor.forwarder())?;
+    let signals = signals.listen(supervisor.forwarder(), supervisor.above())?;
     let runtime = runtime()?;
     let parts = Parts {
         supervisor,

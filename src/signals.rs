@@ -18,7 +18,7 @@ use nix::{
         prctl,
         resource::{Resource, setrlimit},
     },
-    unistd::{getpid, getsid},
+    unistd::{getpid, getppid, getsid},
 };
 use tokio::sync::mpsc;
 
@@ -67,17 +67,23 @@ impl Signals {
     /// # Errors
     ///
     /// If the kernel has no descriptor or thread for us.
-    pub fn listen(self, forwarder: Forwarder) -> Result<mpsc::Receiver<Received>> {
+    pub fn listen(self, forwarder: Forwarder, above: Above) -> Result<mpsc::Receiver<Received>> {
         let reader = self.blocked.reader(0).context("open the signals")?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         thread::Builder::new()
             .name("signals".into())
-            .spawn(move || self.read(&reader, &forwarder, &sender))
+            .spawn(move || self.read(&reader, &forwarder, above, &sender))
             .context("start the thread that reads signals")?;
         Ok(receiver)
     }
 
-    fn read(&self, reader: &OwnedFd, forwarder: &Forwarder, driver: &mpsc::Sender<Received>) {
+    fn read(
+        &self,
+        reader: &OwnedFd,
+        forwarder: &Forwarder,
+        above: Above,
+        driver: &mpsc::Sender<Received>,
+    ) {
         let leads_session = getsid(None) == Ok(getpid());
         loop {
             let arrived = match sys::read_signal(reader.as_fd()) {
@@ -85,6 +91,10 @@ impl Signals {
                 Err(Errno::EINTR) => continue,
                 // A descriptor of ours has no other way to fail.
                 Err(_) => return,
+            };
+            let arrived = match above {
+                Above::OwnInit => arrived.passed_on_by(getppid().as_raw()),
+                Above::Caller => arrived,
             };
             let is_ignored = self.inherited.ignores(arrived.signal);
             let treatment = if forwarder.is_guard(arrived.sender) {
@@ -210,6 +220,7 @@ mod tests {
             signal,
             code,
             sender: 0,
+            value: 0,
         }
     }
 
@@ -258,6 +269,19 @@ mod tests {
         assert!(is_from_terminal(libc::SIGHUP, libc::SI_KERNEL));
         assert!(!is_from_terminal(libc::SIGINT, libc::SI_USER));
         assert!(!is_from_terminal(libc::SIGPIPE, libc::SI_KERNEL));
+    }
+
+    #[test]
+    fn only_our_own_init_says_for_whom_it_passes_a_signal_on() {
+        let queued = |sender| Arrived {
+            sender,
+            value: 77,
+            ..arrived(libc::SIGUSR1, libc::SI_QUEUE)
+        };
+        assert_eq!(queued(1).passed_on_by(1).sender, 77);
+        assert_eq!(queued(5).passed_on_by(1).sender, 5);
+        let sent = arrived(libc::SIGUSR1, libc::SI_USER);
+        assert_eq!(sent.passed_on_by(0).sender, 0);
     }
 
     #[test]

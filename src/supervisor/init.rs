@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 
 use super::{
     Status,
-    sys::{self, Forked, Pid, SignalSet, Waited},
+    sys::{self, Arrived, Forked, Pid, SignalSet, Waited},
 };
+use crate::signals::is_ending;
 
 /// Who is above front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,24 @@ fn run(front: Pid) -> ! {
         if let Ok(arrived) = everything.wait()
             && forwards(arrived.signal, arrived.code)
         {
-            let _ = sys::kill(front, arrived.signal);
+            pass_on(front, arrived);
         }
+    }
+}
+
+/// Tells front, and who it was, so that the command does not get back what its tree has sent.
+///
+/// A signal that asks to end is passed on as nobody's: `kill 1` is how a process inside a container
+/// ends the container, also one of the command's.
+fn pass_on(front: Pid, arrived: Arrived) {
+    let sender = if is_ending(arrived.signal) {
+        0
+    } else {
+        arrived.sender
+    };
+    // The queue may be full, where kill(2) still works for all but real-time signals.
+    if sys::pass_on(front, arrived.signal, sender).is_err() {
+        let _ = sys::kill(front, arrived.signal);
     }
 }
 

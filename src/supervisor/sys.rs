@@ -73,6 +73,7 @@ impl SignalSet {
             // SAFETY: si_pid lies inside the union whatever the signal was; it is zero, as set
             // above or by the kernel, where the signal has no sender.
             sender: unsafe { info.si_pid() },
+            value: 0,
         })
     }
 
@@ -96,6 +97,22 @@ pub(crate) struct Arrived {
     pub(crate) code: i32,
     /// The sending process; 0 if it was the kernel or is outside our PID namespace.
     pub(crate) sender: Pid,
+    /// What the sender gave to sigqueue(3); 0 if it used something else.
+    pub(crate) value: u64,
+}
+
+impl Arrived {
+    /// The signal as it reached `init`, if that has passed it on.
+    pub(crate) fn passed_on_by(self, init: Pid) -> Self {
+        if self.code == libc::SI_QUEUE && self.sender == init {
+            Self {
+                sender: Pid::try_from(self.value).unwrap_or(0),
+                ..self
+            }
+        } else {
+            self
+        }
+    }
 }
 
 /// Takes one signal from a descriptor made by [`SignalSet::reader`].
@@ -113,6 +130,7 @@ pub(crate) fn read_signal(reader: BorrowedFd<'_>) -> Result<Arrived, Errno> {
         signal: info.ssi_signo.cast_signed(),
         code: info.ssi_code,
         sender: info.ssi_pid.cast_signed(),
+        value: info.ssi_ptr,
     })
 }
 
@@ -120,6 +138,16 @@ pub(crate) fn read_signal(reader: BorrowedFd<'_>) -> Result<Arrived, Errno> {
 pub(super) fn kill(pid: Pid, signal: i32) -> Result<(), Errno> {
     // SAFETY: kill touches no memory of ours.
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Passes a signal on with the pid of whoever sent it, which [`Arrived::passed_on_by`] finds again;
+/// see sigqueue(3).
+pub(super) fn pass_on(pid: Pid, signal: i32, sender: Pid) -> Result<(), Errno> {
+    // SAFETY: sigval is plain data, for which zeroes are valid.
+    let mut value: libc::sigval = unsafe { mem::zeroed() };
+    value.sival_ptr = ptr::without_provenance_mut(usize::try_from(sender).unwrap_or(0));
+    // SAFETY: sigqueue touches no memory of ours; what it hands over is a number.
+    Errno::result(unsafe { libc::sigqueue(pid, signal, value) }).map(drop)
 }
 
 /// Lets a signal have its default action on this process; comes back if that is not death.

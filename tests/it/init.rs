@@ -140,6 +140,27 @@ fn signals_from_inside_the_namespace_are_passed_on_too() {
     running.wait().assert_code(9);
 }
 
+#[test]
+fn what_the_command_sends_to_its_init_does_not_come_back_unless_it_asks_to_end() {
+    let world = World::on_files();
+    let go = world.path().join("go").display().to_string();
+    let script = "
+        trap \"echo bounced\" USR1 CONT; trap \"echo end; exit 5\" TERM; trap \"echo told\" USR2
+        echo up; read line
+        kill -USR1 1; (kill -USR1 1; sleep 0.1); sleep 0.1
+        kill -TERM 1; while :; do sleep 0.02; done";
+    let script = format!("mkfifo {go}; exec $LX bash -c '{script}' <>{go}");
+    let running = first(&world, &script).start();
+    running.wait_until_it_prints("up");
+    // Others are passed on all the time, also before.
+    let inside = Own::of(&world).init.to_string();
+    let script = format!("kill -USR2 1; sleep 0.1; echo >{go}");
+    enter(&world, &inside, &script).run().assert_code(0);
+    let finished = running.wait();
+    finished.assert_code(5);
+    assert_eq!(finished.stdout(), "up\ntold\nend\n");
+}
+
 /// A script inside the namespace that is no descendant of its PID 1, as with `kubectl exec`.
 fn enter(world: &World<'static>, init: &str, script: &str) -> Invocation {
     let words = ["--target", init, "--pid", "--mount", "bash", "-c", script];
