@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 /// A moment on this machine's own clocks, comparable only with others of the same boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Instant {
     /// CLOCK_BOOTTIME since boot: counts suspend, is slewed by NTP.
     pub boot: Duration,
@@ -51,7 +51,7 @@ impl Instant {
 ///
 /// It is written for people and as the nonce of a write. It is never compared with a clock to
 /// decide who may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WallTime {
     /// Microseconds since 1970-01-01T00:00:00Z.
     pub unix_micros: i64,

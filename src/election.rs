@@ -48,7 +48,7 @@ pub use timing::{LEASE_DURATION, Requested, Timing, Unsafe};
 use waiting::Waiting;
 
 /// What one election is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Our identity: unique to this process.
     pub identity: Identity,
@@ -70,7 +70,7 @@ pub struct Settings {
 }
 
 /// What to do about an absent lease.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Create {
     /// Create it and start at once.
     #[default]
@@ -83,7 +83,7 @@ pub enum Create {
 }
 
 /// Names one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(pub u64);
 
 /// What happened.
@@ -126,7 +126,7 @@ pub enum Event {
 }
 
 /// The answer to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     /// To [`Action::Read`].
     Read(Result<Option<Claim>, Failure>),
@@ -148,7 +148,7 @@ pub enum NotStarted {
 }
 
 /// What to do, in the order given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Read the lease and reply.
     Read(RequestId),
@@ -176,7 +176,7 @@ pub enum Action {
 }
 
 /// What the command is told about the term it runs in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Term {
     /// The version of the write that acquired the lease: larger in every later term.
     pub token: Version,
@@ -191,7 +191,7 @@ pub struct Term {
 }
 
 /// A change of state that a user may want to see; at most one line each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Report {
     /// Somebody else holds the lease.
     HeldBy {
@@ -249,13 +249,13 @@ pub enum Report {
 }
 
 /// One candidate's election for one lease.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Election {
     outbox: Outbox,
     state: State,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Waiting(Box<Waiting>),
     Holding(Box<Holding>),

@@ -1,7 +1,7 @@
 //! Every exit code, in one place; the man page and the README are held equal to it by a test.
 
 /// How lease-exec ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exit {
     /// The command ended by itself with this status.
     Command(u8),

@@ -11,7 +11,7 @@ use crate::clock::WallTime;
 
 /// Who holds a lease: `holderIdentity`. Never empty, and unique to one process: a readable part and
 /// a random one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity(String);
 
 impl Identity {
@@ -47,12 +47,12 @@ pub fn one_line(text: &str) -> String {
 
 /// A `metadata.uid`: which object of that name it is. A Lease that was deleted and made again has
 /// another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Uid(pub String);
 
 /// A `metadata.resourceVersion`, ordered as KEP-5504 says: decimal without a leading zero, the
 /// longer one is the greater, else the lexically greater.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Version(String);
 
 impl Version {
@@ -89,7 +89,7 @@ impl fmt::Display for Version {
 }
 
 /// The fields of a Lease's spec that the election reads and writes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Record {
     /// `holderIdentity`; `None` if it is absent or empty: nobody holds the lease.
     pub holder: Option<Identity>,
@@ -104,7 +104,7 @@ pub struct Record {
 }
 
 /// What the store holds under a lease's name, as it was at one version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// Which object it is.
     pub uid: Uid,
@@ -125,7 +125,7 @@ pub struct Claim {
 
 /// A Lease as the store returned it, whole, so that fields, labels and annotations that we know
 /// nothing of survive our writes. Only stores look inside.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq, Hash)]
 pub struct Object(pub Arc<serde_json::Value>);
 
 impl Eq for Object {}
@@ -137,7 +137,7 @@ impl fmt::Debug for Object {
 }
 
 /// One attempt at a write. Every write is a compare-and-swap.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Write {
     /// What the write replaces: it is carried out only if the object's uid and version are still
     /// these. `None` creates the object, and only if there is none.
@@ -147,7 +147,7 @@ pub struct Write {
 }
 
 /// What became of a write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// It was carried out, and this is the object since.
     Written(Claim),
@@ -157,7 +157,7 @@ pub enum Outcome {
 }
 
 /// Why an attempt failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Failure {
     /// What the caller may conclude.
     pub kind: FailureKind,
@@ -168,7 +168,7 @@ pub struct Failure {
 }
 
 /// The kinds of failure that make a difference to the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailureKind {
     /// No answer, or one that says "later" (timeouts, resets, 429, 5xx). A write may have been
     /// carried out.
@@ -186,7 +186,7 @@ pub enum FailureKind {
 }
 
 /// What a watch says. It may be late, doubled or lost: it wakes or stops, it proves nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// The object was created or written.
     Written(Claim),

@@ -25,7 +25,7 @@ const RELEASED_DURATION: Duration = Duration::from_secs(1);
 
 mod news;
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Holding {
     /// When the election began; `--wait` counts from it if the lease is lost before the command
     /// started.
@@ -60,7 +60,7 @@ pub(super) struct Holding {
     verdict: Option<(Exit, Option<String>)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Nothing of the command runs yet; it may start once this much has been observed to pass.
     Preparing {
@@ -73,7 +73,7 @@ enum Phase {
     Gone(Release),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Release {
     /// It is tried until then.
     Due { give_up: Timer },
@@ -81,7 +81,7 @@ enum Release {
     Settled,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Lost {
     at: Instant,
     /// Not by the deadline but because the lease was seen in other hands: nothing is written any

@@ -18,7 +18,7 @@ const ATTEMPTS: usize = 16;
 /// one, and it would count from the earlier.
 const WHOLE_SECOND: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Outbox {
     pub(super) settings: Settings,
     actions: VecDeque<Action>,
@@ -35,21 +35,21 @@ pub(super) struct Outbox {
 }
 
 /// The request under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Pending {
     Read(RequestId),
     Write(RequestId, Attempt),
 }
 
 /// A write of ours, told from all others by its stamp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Attempt {
     /// Just before it was sent.
     pub(super) sent: Instant,
     stamp: WallTime,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Watching {
     No { not_before: Option<Timer> },
     Since(Instant),
@@ -57,7 +57,7 @@ enum Watching {
 }
 
 /// A moment to come, counted as a holder must: early rather than late.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Timer {
     pub(super) since: Instant,
     pub(super) after: Duration,

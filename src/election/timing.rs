@@ -9,7 +9,7 @@
 use std::{fmt, time::Duration};
 
 /// The durations of an election. A value of this type satisfies the inequalities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
     /// How long others must see a record unchanged before they may take the lease over; whole
     /// seconds.

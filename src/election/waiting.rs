@@ -24,7 +24,7 @@ const MOST_TRANSITIONS: u32 = i32::MAX as u32;
 
 mod news;
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     started: Instant,
     known: Known,
@@ -47,7 +47,7 @@ pub(super) struct Waiting {
 }
 
 /// What we know is stored.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Known {
     Nothing,
     Absent,
@@ -56,7 +56,7 @@ enum Known {
 }
 
 /// A record that somebody else holds.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Held {
     claim: Claim,
     /// When this version was first seen.
@@ -77,7 +77,7 @@ impl Held {
 }
 
 /// When to read next.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Reading {
     No,
     /// To stay informed.
@@ -86,7 +86,7 @@ enum Reading {
     First(Option<Timer>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Leaving {
     exit: Exit,
     message: Option<String>,
