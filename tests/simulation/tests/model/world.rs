@@ -1,0 +1,740 @@
+//! How a world goes on: what may happen next, and what comes of it.
+
+use std::time::Duration;
+
+use lease_exec_simulation::{
+    election::{Action, Create, Election, Event, NotStarted, Reply, Report, Settings, Timing},
+    exit::Exit,
+    lease::{Change, Claim, Failure, FailureKind, Identity, Object, Outcome, Uid, Version, Write},
+};
+
+use crate::state::{
+    Cargo, End, Kind, Landmark, Message, Node, Rate, Request, Shared, State, Stored, Tree,
+};
+
+/// One kind of world, with what bounds it.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    /// The clocks of the nodes; there are as many nodes.
+    pub(crate) rates: Vec<Rate>,
+    pub(crate) timing: Timing,
+    /// Faults in one history, at most.
+    pub(crate) faults: u8,
+    /// No history goes on beyond this.
+    pub(crate) horizon: Duration,
+    /// Commands that end by themselves in one history, at most.
+    pub(crate) ends: u8,
+    /// Processes that start after the first of each node in one history, at most.
+    pub(crate) restarts: u8,
+    /// From SIGKILL to dead, at most.
+    pub(crate) death: Duration,
+    pub(crate) server: Server,
+}
+
+/// How a server takes a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// Only over the version that it names.
+    Compares,
+    /// Always, which no server does.
+    Obeys,
+}
+
+/// Messages under way at once, at most. What would lead to more is not looked at.
+pub(crate) const MESSAGES: usize = 4;
+
+/// By how much the server's clock makes a record look older than it is. It is what the elections
+/// are told to allow for.
+const SKEW: Duration = Duration::from_secs(2);
+
+/// One thing that happens. Numbers name a node, or the place of a message among those under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The message arrives.
+    Deliver(usize),
+    /// The message is lost.
+    Lose(usize),
+    /// The message arrives at any time from now on, or never.
+    Delay(usize),
+    /// The message arrives once now and once more at any time from now on.
+    Repeat(usize),
+    /// The connection breaks under the message, and the node learns of it.
+    Break(usize),
+    /// The election is woken at its deadline.
+    Wake(usize),
+    /// The limit of the request is over.
+    TimeOut(usize),
+    /// The watch ends.
+    EndWatch(usize),
+    /// The command ends by itself.
+    End(usize),
+    /// The guard's deadline has come.
+    Kill(usize),
+    /// The tree that was sent SIGKILL is dead.
+    Dead(usize),
+    /// What a crash left behind is dead.
+    OrphanDead(usize),
+    /// SIGTERM for the process.
+    Stop(usize),
+    /// The process dies.
+    Crash(usize),
+    /// A new process starts.
+    Restart(usize),
+    /// The process is stopped.
+    Pause(usize),
+    /// The process goes on.
+    Resume(usize),
+    /// The clock jumps to when something is due.
+    Advance,
+}
+
+impl World {
+    /// A world in which a tree takes at most the kill budget to die, no command ends by itself and
+    /// no process follows another.
+    pub(crate) fn new(rates: Vec<Rate>, timing: Timing, faults: u8, horizon_seconds: u64) -> Self {
+        Self {
+            rates,
+            timing,
+            faults,
+            horizon: Duration::from_secs(horizon_seconds),
+            ends: 0,
+            restarts: 0,
+            // Whoever takes the lease at the very moment of the death is neither early nor late.
+            death: timing.kill_budget - Duration::from_nanos(1),
+            server: Server::Compares,
+        }
+    }
+
+    pub(crate) fn ends(self, ends: u8) -> Self {
+        Self { ends, ..self }
+    }
+
+    pub(crate) fn restarts(self, restarts: u8) -> Self {
+        Self { restarts, ..self }
+    }
+
+    pub(crate) fn beginning(&self) -> State {
+        let mut state = State {
+            now: Duration::ZERO,
+            faults: self.faults,
+            ends: self.ends,
+            restarts: self.restarts,
+            stored: None,
+            versions: 0,
+            nodes: Vec::new(),
+            messages: Vec::new(),
+            token: None,
+            landmark: None,
+            broken: None,
+        };
+        for rate in &self.rates {
+            state.nodes.push(Shared::new(Node {
+                rate: *rate,
+                life: 0,
+                election: None,
+                request: None,
+                watching: false,
+                wake: None,
+                paused: false,
+                tree: None,
+                orphan: None,
+                unheard: None,
+                gone: false,
+            }));
+        }
+        for node in 0..self.rates.len() {
+            self.begin(&mut state, node);
+        }
+        state
+    }
+
+    // === What may happen ===
+
+    pub(crate) fn steps(&self, state: &State, steps: &mut Vec<Step>) {
+        if state.broken.is_some() {
+            return;
+        }
+        let may_fail = state.faults > 0;
+        for (place, message) in state.messages.iter().enumerate() {
+            let twin = place
+                .checked_sub(1)
+                .is_some_and(|before| state.messages[before] == *message);
+            if twin {
+                continue;
+            }
+            if self.can_arrive(state, message) {
+                steps.push(Step::Deliver(place));
+            }
+            if may_fail {
+                self.faults_of(state, place, message, steps);
+            }
+        }
+        for (index, node) in state.nodes.iter().enumerate() {
+            self.steps_of(state, index, node, steps);
+        }
+        if self.next(state).is_some() {
+            steps.push(Step::Advance);
+        }
+    }
+
+    fn faults_of(&self, state: &State, place: usize, message: &Message, steps: &mut Vec<Step>) {
+        steps.push(Step::Lose(place));
+        if !message.late {
+            steps.push(Step::Delay(place));
+            if self.can_arrive(state, message) && !matches!(message.cargo, Cargo::Answer(..)) {
+                steps.push(Step::Repeat(place));
+            }
+        }
+        let node = &state.nodes[message.node];
+        if node.life == message.life
+            && !node.paused
+            && let Cargo::Read(id) | Cargo::Write(id, _) | Cargo::Answer(id, _) = &message.cargo
+            && node.request.is_some_and(|request| request.id == *id)
+        {
+            steps.push(Step::Break(place));
+        }
+    }
+
+    fn steps_of(&self, state: &State, index: usize, node: &Node, steps: &mut Vec<Step>) {
+        let may_fail = state.faults > 0;
+        let now = state.now;
+        if let Some(tree) = node.tree {
+            match tree.dead_by {
+                None if tree.kill_at <= now => steps.push(Step::Kill(index)),
+                None => {}
+                Some(_) => steps.push(Step::Dead(index)),
+            }
+            if state.ends > 0 {
+                steps.push(Step::End(index));
+            }
+        }
+        if node.orphan.is_some() {
+            steps.push(Step::OrphanDead(index));
+        }
+        if node.election.is_none() {
+            if state.restarts > 0 {
+                steps.push(Step::Restart(index));
+            }
+            return;
+        }
+        if node.paused {
+            steps.push(Step::Resume(index));
+            return;
+        }
+        if node.wake.is_some_and(|wake| wake <= now) {
+            steps.push(Step::Wake(index));
+        }
+        if node.request.is_some_and(|request| request.limit <= now) {
+            steps.push(Step::TimeOut(index));
+        }
+        if may_fail {
+            steps.extend([Step::Crash(index), Step::Pause(index), Step::Stop(index)]);
+            if node.watching {
+                steps.push(Step::EndWatch(index));
+            }
+        }
+    }
+
+    /// Whether the message's receiver can take it now.
+    fn can_arrive(&self, state: &State, message: &Message) -> bool {
+        message.cargo.is_request() || !state.nodes[message.node].paused
+    }
+
+    /// When the next thing is due, unless something is due now or that is beyond the horizon.
+    fn next(&self, state: &State) -> Option<Duration> {
+        let urgent = |message: &Shared<Message>| !message.late && self.can_arrive(state, message);
+        if state.messages.iter().any(urgent) {
+            return None;
+        }
+        let due = |node: &Node| {
+            let tree = node.tree.map(|tree| tree.dead_by.unwrap_or(tree.kill_at));
+            let limit = node.request.map(|request| request.limit);
+            let heard = [node.wake, limit].map(|due| due.filter(|_| !node.paused));
+            let due = [tree, node.orphan, heard[0], heard[1]];
+            due.into_iter().flatten().min()
+        };
+        let next = state.nodes.iter().filter_map(|node| due(node)).min()?;
+        (next > state.now && next <= self.horizon).then_some(next)
+    }
+
+    // === What comes of it ===
+
+    pub(crate) fn after(&self, state: &State, step: Step) -> Option<State> {
+        let mut state = state.clone();
+        state.landmark = None;
+        let fault = matches!(
+            step,
+            Step::Lose(_)
+                | Step::Delay(_)
+                | Step::Repeat(_)
+                | Step::Break(_)
+                | Step::EndWatch(_)
+                | Step::Stop(_)
+                | Step::Crash(_)
+                | Step::Pause(_)
+        );
+        state.faults -= u8::from(fault);
+        state.ends -= u8::from(matches!(step, Step::End(_)));
+        state.restarts -= u8::from(matches!(step, Step::Restart(_)));
+        match step {
+            Step::Deliver(place) => {
+                let message = state.messages.remove(place);
+                self.deliver(&mut state, &message);
+            }
+            Step::Lose(place) => drop(state.messages.remove(place)),
+            Step::Delay(place) => {
+                let message = state.messages.remove(place);
+                send(&mut state, late(&message));
+            }
+            Step::Repeat(place) => {
+                let message = state.messages.remove(place);
+                send(&mut state, late(&message));
+                self.deliver(&mut state, &message);
+            }
+            Step::Break(place) => {
+                let message = state.messages.remove(place);
+                self.fail_request(&mut state, message.node);
+            }
+            Step::Wake(node) => self.tell(&mut state, node, Event::Wake),
+            Step::TimeOut(node) => self.fail_request(&mut state, node),
+            Step::EndWatch(node) => {
+                change(&mut state, node, |node| node.watching = false);
+                forget_notices(&mut state, node);
+                let ended = Change::Ended("closed".to_owned());
+                self.tell(&mut state, node, Event::Changed(ended));
+            }
+            Step::End(node) => self.bury(&mut state, node, End::ByItself),
+            Step::Dead(node) => self.bury(&mut state, node, End::Killed),
+            Step::Kill(node) => self.kill(&mut state, node),
+            Step::OrphanDead(node) => change(&mut state, node, |node| node.orphan = None),
+            Step::Stop(node) => {
+                let term = Event::Signalled {
+                    signal: 15,
+                    ends: true,
+                };
+                self.tell(&mut state, node, term);
+            }
+            Step::Crash(node) => self.crash(&mut state, node),
+            Step::Restart(node) => self.begin(&mut state, node),
+            Step::Pause(node) => change(&mut state, node, |node| node.paused = true),
+            Step::Resume(node) => self.resume(&mut state, node),
+            Step::Advance => state.now = self.next(&state)?,
+        }
+        let alive = |node: &Shared<Node>| {
+            usize::from(node.tree.is_some()) + usize::from(node.orphan.is_some())
+        };
+        if state.nodes.iter().map(alive).sum::<usize>() > 1 {
+            state.broken = Some("two commands run");
+        }
+        Some(state)
+    }
+
+    fn deliver(&self, state: &mut State, message: &Message) {
+        let node = message.node;
+        let is_alive = state.nodes[node].life == message.life;
+        match &message.cargo {
+            Cargo::Read(id) => {
+                let reply = Reply::Read(Ok(self.answer(state)));
+                answer(state, message, Cargo::Answer(*id, reply));
+            }
+            Cargo::Write(id, write) => {
+                let reply = Reply::Written(Ok(self.write(state, message, write)));
+                answer(state, message, Cargo::Answer(*id, reply));
+            }
+            Cargo::Answer(id, reply) => {
+                let awaited = state.nodes[node].request.is_some_and(|it| it.id == *id);
+                if is_alive && awaited {
+                    change(state, node, |node| node.request = None);
+                    let read = matches!(reply, Reply::Read(_));
+                    self.tell_and_look(state, node, Event::Reply(*id, reply.clone()), read);
+                }
+            }
+            Cargo::Notice(seen) if is_alive && state.nodes[node].watching => {
+                self.tell(state, node, Event::Changed(seen.clone()));
+            }
+            Cargo::Notice(_) => {}
+        }
+    }
+
+    // === The server ===
+
+    fn write(&self, state: &mut State, message: &Message, write: &Write) -> Outcome {
+        let stored = state.stored.as_ref().map(|stored| &stored.claim);
+        let key = |claim: &Claim| (claim.uid.clone(), claim.version.clone());
+        let fits = write.base.as_ref().map(key) == stored.map(key);
+        if !fits && self.server == Server::Compares {
+            return Outcome::Conflict;
+        }
+        let author = identity(message.node, message.life);
+        let before = stored.and_then(|claim| claim.record.holder.clone());
+        match (&before, &write.record.holder) {
+            (Some(before), None) if *before != author => {
+                state.broken = Some("somebody else than the holder emptied the record");
+            }
+            (Some(before), Some(after)) if before != after => {
+                state.landmark = Some(Landmark::TakeOver);
+            }
+            (None, Some(_)) => {
+                let last = state.stored.as_ref().map(|stored| stored.author);
+                if last.is_some_and(|last| last != message.node) {
+                    state.landmark = Some(Landmark::HandOver);
+                }
+            }
+            _ => {}
+        }
+        state.versions += 1;
+        let claim = Claim {
+            uid: Uid("object".to_owned()),
+            version: Version::new(state.versions.to_string()).expect("a number from one up"),
+            record: write.record.clone(),
+            written_ago: None,
+            created_ago: None,
+            object: Object::default(),
+        };
+        state.stored = Some(Stored {
+            claim: claim.clone(),
+            written: state.now,
+            author: message.node,
+        });
+        for node in 0..state.nodes.len() {
+            if state.nodes[node].watching {
+                notify(state, node, claim.clone());
+            }
+        }
+        Outcome::Written(claim)
+    }
+
+    /// What is stored, with its age by the server's clock. Ages that decide nothing are left out,
+    /// so that more states are the same.
+    fn answer(&self, state: &State) -> Option<Claim> {
+        let stored = state.stored.as_ref()?;
+        let age = state.now - stored.written + SKEW;
+        let duration = stored.claim.record.duration.unwrap_or_default();
+        Some(Claim {
+            written_ago: Some(age).filter(|age| *age >= duration + SKEW),
+            ..stored.claim.clone()
+        })
+    }
+
+    // === The nodes ===
+
+    /// Hands an event to an election, and carries out what it asks for.
+    fn tell(&self, state: &mut State, node: usize, event: Event) {
+        self.tell_and_look(state, node, event, false);
+    }
+
+    /// As [`Self::tell`]; a term that begins or goes on in answer to a read is a landmark.
+    fn tell_and_look(&self, state: &mut State, index: usize, event: Event, read: bool) {
+        let mut node = Node::clone(&state.nodes[index]);
+        let Some(mut election) = node.election.take() else {
+            return;
+        };
+        let now = node.rate.now(state.now);
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            election.handle(now, event);
+            while let Some(action) = election.poll() {
+                let proves = matches!(
+                    action,
+                    Action::Extend { .. } | Action::Report(Report::Acquired { .. })
+                );
+                if read && proves {
+                    state.landmark = Some(Landmark::Matched);
+                }
+                if let Action::Exit(..) = action {
+                    leave(state, index, node);
+                    return;
+                }
+                events.extend(self.carry_out(state, index, &mut node, action));
+            }
+        }
+        let deadline = election.deadline(now);
+        if deadline.is_some_and(|deadline| deadline.is_zero()) {
+            state.broken = Some("a deadline that has come was not acted on");
+        }
+        node.wake = deadline.map(|deadline| node.rate.when(now.at, deadline));
+        node.election = Some(election);
+        state.nodes[index] = Shared::new(node);
+    }
+
+    /// Carries out an action; what the guard says to it at once is returned.
+    fn carry_out(
+        &self,
+        state: &mut State,
+        index: usize,
+        node: &mut Node,
+        action: Action,
+    ) -> Option<Event> {
+        let now = node.rate.now(state.now).at;
+        match action {
+            Action::Read(id) => {
+                self.request(state, index, node, (Kind::Read, Cargo::Read(id)), id);
+            }
+            Action::Write(id, write) => {
+                if write.record.holder.is_none() && node.tree.is_some() {
+                    state.broken = Some("the lease was released before the tree was gone");
+                }
+                if write.record.holder.is_some() && node.gone {
+                    state.broken = Some("the lease was renewed after the tree was gone");
+                }
+                self.request(
+                    state,
+                    index,
+                    node,
+                    (Kind::Write, Cargo::Write(id, write)),
+                    id,
+                );
+            }
+            Action::Watch(from) => {
+                node.watching = true;
+                forget_notices(state, index);
+                let newer = state.stored.as_ref().map(|stored| stored.claim.clone());
+                if let Some(claim) = newer.filter(|claim| claim.version > from) {
+                    notify(state, index, claim);
+                }
+            }
+            Action::Start(term) => {
+                if state.token.as_ref().is_some_and(|last| *last >= term.token) {
+                    state.broken = Some("a token did not rise");
+                }
+                if node.tree.is_some() || node.gone {
+                    state.broken = Some("one process started two commands");
+                }
+                let kill_at = node.rate.when(term.sent, term.kill_deadline);
+                if now.held_since(term.sent) >= term.kill_deadline {
+                    return Some(Event::NotStarted(NotStarted::TooLate));
+                }
+                state.token = Some(term.token);
+                node.tree = Some(Tree {
+                    kill_at,
+                    dead_by: None,
+                });
+            }
+            Action::Extend {
+                sent,
+                kill_deadline,
+            } => {
+                // The guard takes no order once its deadline has passed.
+                if let Some(tree) = &mut node.tree
+                    && tree.dead_by.is_none()
+                    && tree.kill_at > state.now
+                {
+                    tree.kill_at = node.rate.when(sent, kill_deadline);
+                }
+            }
+            Action::Kill => {
+                if let Some(tree) = &mut node.tree {
+                    tree.dead_by.get_or_insert(state.now + self.death);
+                }
+            }
+            Action::Terminate | Action::Report(_) | Action::Exit(..) => {}
+        }
+        None
+    }
+
+    fn request(
+        &self,
+        state: &mut State,
+        index: usize,
+        node: &mut Node,
+        (kind, cargo): (Kind, Cargo),
+        id: lease_exec_simulation::election::RequestId,
+    ) {
+        let now = node.rate.now(state.now).at;
+        node.request = Some(Request {
+            id,
+            kind,
+            limit: node.rate.when(now, self.timing.request_timeout),
+        });
+        let life = node.life;
+        send(
+            state,
+            Message {
+                node: index,
+                life,
+                cargo,
+                late: false,
+            },
+        );
+    }
+
+    /// The node learns that its request has failed, whatever became of it.
+    fn fail_request(&self, state: &mut State, node: usize) {
+        let Some(request) = state.nodes[node].request else {
+            return;
+        };
+        change(state, node, |node| node.request = None);
+        // An answer that comes now is no longer waited for.
+        let life = state.nodes[node].life;
+        state.messages.retain(|message| {
+            !(message.node == node
+                && message.life == life
+                && matches!(&message.cargo, Cargo::Answer(id, _) if *id == request.id))
+        });
+        let failure = Failure {
+            kind: FailureKind::Unreachable,
+            message: "no answer".to_owned(),
+            retry_after: None,
+        };
+        let reply = match request.kind {
+            Kind::Read => Reply::Read(Err(failure)),
+            Kind::Write => Reply::Written(Err(failure)),
+        };
+        self.tell(state, node, Event::Reply(request.id, reply));
+    }
+
+    fn kill(&self, state: &mut State, node: usize) {
+        let dead_by = state.now + self.death;
+        change(state, node, |node| {
+            if let Some(tree) = &mut node.tree {
+                tree.dead_by = Some(dead_by);
+            }
+        });
+    }
+
+    /// The tree is dead, and the guard says so.
+    fn bury(&self, state: &mut State, node: usize, end: End) {
+        if end == End::Killed {
+            state.landmark = Some(Landmark::Killed);
+        }
+        change(state, node, |node| {
+            node.tree = None;
+            node.unheard = Some(end);
+        });
+        if !state.nodes[node].paused {
+            self.hear(state, node);
+        }
+    }
+
+    fn hear(&self, state: &mut State, node: usize) {
+        let Some(end) = state.nodes[node].unheard else {
+            return;
+        };
+        let exit = match end {
+            End::ByItself => Exit::Command(0),
+            End::Killed => Exit::Signal(9),
+        };
+        let at = state.nodes[node].rate.now(state.now).at;
+        self.tell(state, node, Event::Ended { exit, at });
+        change(state, node, |node| {
+            node.unheard = None;
+            node.gone = true;
+        });
+        self.tell(state, node, Event::TreeGone);
+    }
+
+    /// The process dies, and its guard kills the tree at once.
+    fn crash(&self, state: &mut State, index: usize) {
+        let mut node = Node::clone(&state.nodes[index]);
+        let dead_by = state.now + self.death;
+        if let Some(tree) = node.tree.take() {
+            node.orphan = Some(tree.dead_by.unwrap_or(dead_by));
+        }
+        leave(state, index, node);
+    }
+
+    fn begin(&self, state: &mut State, index: usize) {
+        let mut node = Node::clone(&state.nodes[index]);
+        node.life += 1;
+        node.gone = false;
+        node.unheard = None;
+        let settings = Settings {
+            identity: identity(index, node.life),
+            timing: self.timing,
+            wait: None,
+            create: Create::Auto,
+            server_clock_skew: Some(SKEW),
+            kill_after: None,
+            conflict: Exit::Conflict(75),
+            seed: index as u64,
+        };
+        node.election = Some(Election::new(settings, node.rate.now(state.now)));
+        state.nodes[index] = Shared::new(node);
+        self.tell(state, index, Event::Wake);
+    }
+
+    fn resume(&self, state: &mut State, node: usize) {
+        change(state, node, |node| node.paused = false);
+        self.hear(state, node);
+    }
+}
+
+/// The process is no more.
+fn leave(state: &mut State, index: usize, mut node: Node) {
+    if node.tree.is_some() {
+        state.broken = Some("a process has left its tree behind");
+    }
+    node.election = None;
+    node.request = None;
+    node.watching = false;
+    node.wake = None;
+    node.paused = false;
+    state.nodes[index] = Shared::new(node);
+    state
+        .messages
+        .retain(|message| message.node != index || message.cargo.is_request());
+}
+
+fn answer(state: &mut State, request: &Message, cargo: Cargo) {
+    let node = &state.nodes[request.node];
+    let Cargo::Answer(id, _) = &cargo else {
+        return;
+    };
+    // Nobody waits for another.
+    if node.life == request.life && node.request.is_some_and(|request| request.id == *id) {
+        let (node, life) = (request.node, request.life);
+        send(
+            state,
+            Message {
+                node,
+                life,
+                cargo,
+                late: false,
+            },
+        );
+    }
+}
+
+fn notify(state: &mut State, node: usize, claim: Claim) {
+    let life = state.nodes[node].life;
+    send(
+        state,
+        Message {
+            node,
+            life,
+            cargo: Cargo::Notice(Change::Written(claim)),
+            late: false,
+        },
+    );
+}
+
+fn forget_notices(state: &mut State, node: usize) {
+    state
+        .messages
+        .retain(|message| message.node != node || !matches!(message.cargo, Cargo::Notice(_)));
+}
+
+fn late(message: &Message) -> Message {
+    Message {
+        late: true,
+        ..message.clone()
+    }
+}
+
+fn send(state: &mut State, message: Message) {
+    let message = Shared::new(message);
+    let place = state
+        .messages
+        .partition_point(|other| other.digest() < message.digest());
+    state.messages.insert(place, message);
+}
+
+fn change(state: &mut State, index: usize, change: impl FnOnce(&mut Node)) {
+    let mut node = Node::clone(&state.nodes[index]);
+    change(&mut node);
+    state.nodes[index] = Shared::new(node);
+}
+
+fn identity(node: usize, life: u8) -> Identity {
+    Identity::new(format!("node-{node}_{life}")).expect("not empty")
+}
