@@ -16,7 +16,9 @@ use std::{
 
 use futures_util::FutureExt;
 use http::{HeaderValue, Uri};
-use kube::config::{Cluster, Config, Context, ExecConfig, KubeConfigOptions, Kubeconfig};
+use kube::config::{
+    Cluster, Config, Context, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError,
+};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -25,7 +27,9 @@ use super::{
 };
 use crate::lease::{Failure, FailureKind};
 
+mod authority;
 mod explain;
+mod file;
 
 /// Where the user wants the cluster's address and credentials to come from.
 #[derive(Clone, Debug, Default)]
@@ -202,15 +206,19 @@ impl ClusterConfig {
         environment: Environment,
         mut stamps: Vec<(PathBuf, Option<Stamp>)>,
         context: String,
-        merged: Kubeconfig,
+        mut merged: Kubeconfig,
     ) -> Result<Self, Failure> {
         let files: Vec<PathBuf> = stamps.iter().map(|(path, _)| path.clone()).collect();
         let place = names(&files);
-        let cluster = cluster_of(&merged, &context);
-        let authority = cluster
-            .as_ref()
-            .and_then(|cluster| cluster.certificate_authority.as_ref());
-        stamps.extend(stamped(authority.map(PathBuf::from)));
+        let authority = match cluster_of(&mut merged, &context) {
+            Some(cluster) => authority::take(cluster, &mut stamps)?,
+            None => None,
+        };
+        let authority =
+            authority.unwrap_or_else(|| format!("the certificate-authority-data in {place}"));
+        let proxy_url = cluster_of(&mut merged, &context)
+            .and_then(|cluster| cluster.proxy_url.clone())
+            .filter(|url| !url.is_empty());
         let context_namespace =
             context_of(&merged, &context).and_then(|context| context.namespace.clone());
         let options = KubeConfigOptions {
@@ -221,17 +229,18 @@ impl ClusterConfig {
         let config = Config::from_custom_kubeconfig(merged, &options)
             .now_or_never()
             .ok_or_else(|| misconfigured(format!("can't read {place} without waiting")))?
-            .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
-        let proxy = match cluster
-            .as_ref()
-            .and_then(|cluster| cluster.proxy_url.as_deref())
-        {
+            .map_err(|error| match error {
+                KubeconfigError::ParseCertificates(_) => authority::no_certificate(&authority),
+                error => misconfigured(explain::kubeconfig(&error, &place)),
+            })?;
+        authority::check(&config, &authority)?;
+        let proxy = match proxy_url {
             // As in client-go, this one holds whatever NO_PROXY says.
-            Some(url) if !url.is_empty() => Some(Proxy::parse(
-                url,
+            Some(url) => Some(Proxy::parse(
+                &url,
                 &format!("the proxy-url of the context {context:?}"),
             )?),
-            _ => environment.proxies.proxy_for(&config.cluster_url)?,
+            None => environment.proxies.proxy_for(&config.cluster_url)?,
         };
         let mut new = Self {
             source,
@@ -252,6 +261,7 @@ impl ClusterConfig {
             Config::incluster().map_err(|error| misconfigured(explain::service_account(&error)))?;
         // kube reads it untrimmed, and a line's end is no part of a name.
         config.default_namespace = config.default_namespace.trim().to_owned();
+        authority::check(&config, &format!("{SERVICE_ACCOUNT}/ca.crt"))?;
         let proxy = environment.proxies.proxy_for(&config.cluster_url)?;
         let files = stamped(config.root_cert_file.clone());
         let mut new = Self {
@@ -285,19 +295,26 @@ impl ClusterConfig {
             .exec
             .take()
             .filter(|_| user.token.is_none() && user.username.is_none());
-        let paths = [&user.client_certificate, &user.client_key]
-            .map(|path| path.as_ref().map(PathBuf::from));
-        let data = [
-            user.client_certificate_data.is_some(),
-            user.client_key_data.is_some(),
-        ];
-        for (path, _) in paths.into_iter().zip(data).filter(|(_, data)| !data) {
-            let Some(path) = path else { continue };
-            self.files.extend(stamped([path.clone()]));
-            fs::File::open(&path).map_err(|error| {
-                misconfigured(explain::unreadable("the client certificate", &path, &error))
-            })?;
+        for (path, is_beside) in [
+            (
+                &user.client_certificate,
+                user.client_certificate_data.is_some(),
+            ),
+            (&user.client_key, user.client_key_data.is_some()),
+        ] {
+            let path = path.as_ref().filter(|_| !is_beside).map(PathBuf::from);
+            self.files.extend(stamped(path));
         }
+        file::take(
+            "the client certificate",
+            &mut user.client_certificate,
+            &mut user.client_certificate_data,
+        )?;
+        file::take(
+            "the client key",
+            &mut user.client_key,
+            &mut user.client_key_data,
+        )?;
         if let Some(user) = &self.source.impersonate {
             self.config.auth_info.impersonate = Some(user.clone());
         }
@@ -315,10 +332,9 @@ impl ClusterConfig {
             Some(path) => {
                 let path = PathBuf::from(path);
                 self.files.extend(stamped([path.clone()]));
-                let token = fs::read_to_string(&path);
-                Some(token.map_err(|error| {
-                    misconfigured(explain::unreadable("the token", &path, &error))
-                })?)
+                let token = file::read("the token", &path)?;
+                // What is no text fails as a header does, below.
+                Some(String::from_utf8_lossy(&token).into_owned())
             }
             None => self
                 .config
@@ -389,10 +405,8 @@ fn read_kubeconfigs(files: &[PathBuf]) -> Result<Kubeconfig, Failure> {
     let mut merged = Kubeconfig::default();
     for file in files {
         let place = names(std::slice::from_ref(file));
-        let next = Kubeconfig::read_from(file)
-            .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
         merged = merged
-            .merge(next)
+            .merge(file::kubeconfig(file)?)
             .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
     }
     Ok(merged)
@@ -406,13 +420,13 @@ fn context_of<'a>(kubeconfig: &'a Kubeconfig, name: &str) -> Option<&'a Context>
     named.context.as_ref()
 }
 
-fn cluster_of(kubeconfig: &Kubeconfig, context: &str) -> Option<Cluster> {
-    let name = &context_of(kubeconfig, context)?.cluster;
+fn cluster_of<'a>(kubeconfig: &'a mut Kubeconfig, context: &str) -> Option<&'a mut Cluster> {
+    let name = context_of(kubeconfig, context)?.cluster.clone();
     let named = kubeconfig
         .clusters
-        .iter()
-        .find(|cluster| &cluster.name == name)?;
-    named.cluster.clone()
+        .iter_mut()
+        .find(|cluster| cluster.name == name)?;
+    named.cluster.as_mut()
 }
 
 /// The URL with its port: a tunnel through a proxy takes a missing one for 443 whatever the scheme.

@@ -9,7 +9,8 @@ use super::{
     SERVICE_ACCOUNT,
 };
 
-/// Why a kubeconfig can't be used; `place` is the files' names.
+/// Why a kubeconfig can't be used; `place` is the files' names. The caller knows better what its
+/// certificate authority was read from.
 pub(super) fn kubeconfig(error: &KubeconfigError, place: &str) -> String {
     let data = |what: &str, error: &LoadDataError| match error {
         LoadDataError::ReadFile(error, path) => unreadable(what, path, error),
@@ -43,9 +44,6 @@ pub(super) fn kubeconfig(error: &KubeconfigError, place: &str) -> String {
         }
         KubeconfigError::LoadClientCertificate(error) => data("the client certificate", error),
         KubeconfigError::LoadClientKey(error) => data("the client key", error),
-        KubeconfigError::ParseCertificates(_) => {
-            format!("the certificate authority in {place} is not PEM")
-        }
         other => format!("{}: {}", place, plain(other)),
     }
 }

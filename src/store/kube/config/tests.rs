@@ -1,5 +1,6 @@
 use std::fs;
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use tempfile::TempDir;
 
 use super::*;
@@ -188,6 +189,150 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
     home.environment.kubeconfig = Some("/nonexistent/a:/nonexistent/b".into());
     let expected = "$KUBECONFIG names /nonexistent/a and /nonexistent/b, which does not exist";
     assert_eq!(home.message(Source::default()), expected);
+}
+
+#[test]
+fn file_without_an_end_is_refused() {
+    let home = Home::new();
+    let zeros = Path::new("/dev/zero");
+    assert_eq!(
+        home.message(named(zeros)),
+        "the kubeconfig /dev/zero is longer than 16 MiB"
+    );
+    for (cluster, user, what) in [
+        (
+            ", certificate-authority: /dev/zero",
+            "",
+            "certificate authority",
+        ),
+        ("", "client-certificate: /dev/zero", "client certificate"),
+        ("", "client-key: /dev/zero", "client key"),
+        ("", "tokenFile: /dev/zero", "token"),
+    ] {
+        home.file(".kube/config", &kubeconfig("a", cluster, user));
+        let expected = format!("the {what} /dev/zero is longer than 16 MiB");
+        assert_eq!(home.message(Source::default()), expected);
+    }
+}
+
+#[test]
+fn certificate_authority_that_is_none_is_named() {
+    let home = Home::new();
+    let pem = |contents: &str| {
+        format!("-----BEGIN CERTIFICATE-----\n{contents}\n-----END CERTIFICATE-----\n")
+    };
+    let none = "holds no certificate in PEM";
+    let broken = "can't be used: ";
+    for (text, problem) in [
+        (String::new(), none),
+        ("junk".to_owned(), none),
+        ("\0\u{ff}".to_owned(), none),
+        ("-----BEGIN CERTIFICATE-----\nabc".to_owned(), none),
+        (pem("%%"), none),
+        (pem("").replace("CERTIFICATE", "PRIVATE KEY"), none),
+        (pem(""), broken),
+        (pem("anVuaw=="), broken),
+    ] {
+        home.file(".kube/ca.pem", &text);
+        let cluster = ", certificate-authority: ca.pem";
+        home.file(".kube/config", &kubeconfig("a", cluster, ""));
+        let expected = format!("the certificate authority HOME/.kube/ca.pem {problem}");
+        let message = home.message(Source::default());
+        assert!(message.starts_with(&expected), "{text:?}: {message}");
+
+        if text.is_empty() {
+            continue;
+        }
+        let data = BASE64.encode(&text);
+        let cluster = format!(", certificate-authority-data: {data}");
+        home.file(".kube/config", &kubeconfig("a", &cluster, ""));
+        let expected = format!("the certificate-authority-data in HOME/.kube/config {problem}");
+        let message = home.message(Source::default());
+        assert!(message.starts_with(&expected), "{text:?}: {message}");
+    }
+    // Fields without a value are not there, as for kubectl.
+    let cluster = ", certificate-authority: '', certificate-authority-data: ''";
+    home.file(".kube/config", &kubeconfig("a", cluster, ""));
+    assert_eq!(home.load(Source::default()).unwrap().config.root_cert, None);
+}
+
+#[test]
+fn usable_certificate_authority_is_taken_up_with_its_client_certificate() {
+    let home = Home::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key);
+    let pem = certificate.unwrap().pem();
+    home.file(".kube/ca.pem", &format!("a remark\n{pem}{pem}"));
+    home.file(".kube/c.pem", &pem);
+    home.file(".kube/k.pem", &key.serialize_pem());
+    let cluster = ", certificate-authority: ca.pem";
+    let user = "client-certificate: c.pem, client-key: k.pem";
+    home.file(".kube/config", &kubeconfig("a", cluster, user));
+    let mut config = home.load(Source::default()).unwrap();
+    for (file, text) in [("ca.pem", pem.as_str()), ("c.pem", &pem), ("k.pem", "new")] {
+        assert!(!config.is_outdated());
+        home.file(&format!(".kube/{file}"), &format!("{text}\n"));
+        assert!(config.is_outdated(), "{file} is not looked after");
+        config = config.reload().unwrap();
+    }
+    let user = &config.config.auth_info;
+    let read = |data: &str| String::from_utf8(BASE64.decode(data).unwrap()).unwrap();
+    let certificate = user.client_certificate_data.as_deref().unwrap();
+    assert_eq!(read(certificate), format!("{pem}\n"));
+    let key = user.client_key_data.as_ref().unwrap();
+    assert_eq!(read(key.expose_secret()), "new\n");
+}
+
+#[test]
+fn kubeconfig_of_windows_is_read_and_a_torn_one_refused() {
+    let home = Home::new();
+    let text = kubeconfig("a", "", "token: abc");
+    let path = home.directory.path().join(".kube/config");
+    let units = |to: fn(u16) -> [u8; 2], mark: u16| -> Vec<u8> {
+        let units = std::iter::once(mark).chain(text.encode_utf16());
+        units.flat_map(to).collect()
+    };
+    let with_mark = ["\u{feff}", &text].concat().into_bytes();
+    for bytes in [
+        units(u16::to_le_bytes, 0xfeff),
+        units(u16::to_be_bytes, 0xfeff),
+        with_mark,
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let config = home.load(Source::default()).unwrap();
+        assert_eq!(config.server(), "https://a.example:6443");
+    }
+    for bytes in [
+        &b"\xff\xfea"[..],
+        b"\xfe\xffa\0b",
+        b"\xff\xfe\x00\xd8",
+        b"\xef\xbb\xbf\xff",
+        b"\x80",
+    ] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(
+            home.message(Source::default()),
+            "HOME/.kube/config is not a kubeconfig: it is no text in UTF-8 or UTF-16"
+        );
+    }
+}
+
+#[test]
+fn relative_paths_start_from_the_kubeconfig() {
+    let home = Home::new();
+    let commands = [
+        ("./plugin", "HOME/.kube/./plugin"),
+        ("plugin", "plugin"),
+        ("/plugin", "/plugin"),
+    ];
+    for (written, meant) in commands {
+        let exec =
+            format!("exec: {{apiVersion: client.authentication.k8s.io/v1, command: {written}}}");
+        home.file(".kube/config", &kubeconfig("home", "", &exec));
+        let command = home.load(Source::default()).unwrap().exec.unwrap().command;
+        let home = home.directory.path().display().to_string();
+        assert_eq!(command.unwrap().replace(&home, "HOME"), meant);
+    }
 }
 
 #[test]
