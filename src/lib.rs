@@ -45,6 +45,8 @@ pub mod clock;
 pub mod driver;
 pub mod election;
 pub mod exit;
+#[cfg(test)]
+mod fuzz;
 pub mod lease;
 pub mod log;
 pub mod signals;

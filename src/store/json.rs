@@ -310,6 +310,10 @@ const LONGEST_VALUE_SHOWN: usize = 80;
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+mod fuzz;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod tests {
     use super::*;
 

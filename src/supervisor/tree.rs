@@ -371,6 +371,9 @@ fn pids(entries: &[u8]) -> impl Iterator<Item = Pid> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;

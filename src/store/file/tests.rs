@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod by_hand;
+mod damaged;
 mod deaths;
 mod place;
 mod versions;

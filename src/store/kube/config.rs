@@ -483,5 +483,8 @@ fn misconfigured(message: impl Into<String>) -> Failure {
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 mod tests;

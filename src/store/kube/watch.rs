@@ -269,3 +269,6 @@ const OPEN_LIMIT: Duration = Duration::from_secs(30);
 
 /// In bytes. etcd keeps no object above 1.5 MiB, and a Lease has a thousandth of it.
 const LONGEST_LINE: usize = 1 << 20;
+
+#[cfg(test)]
+mod fuzz;

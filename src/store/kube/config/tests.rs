@@ -5,13 +5,13 @@ use tempfile::TempDir;
 
 use super::*;
 
-struct Home {
+pub(super) struct Home {
     directory: TempDir,
     environment: Environment,
 }
 
 impl Home {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(".kube")).unwrap();
         let environment = Environment {
@@ -31,7 +31,11 @@ impl Home {
         path
     }
 
-    fn load(&self, source: Source) -> Result<ClusterConfig, Failure> {
+    pub(super) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(super) fn load(&self, source: Source) -> Result<ClusterConfig, Failure> {
         ClusterConfig::load_in(source, self.environment.clone())
     }
 
@@ -44,7 +48,7 @@ impl Home {
     }
 }
 
-fn kubeconfig(name: &str, cluster: &str, user: &str) -> String {
+pub(super) fn kubeconfig(name: &str, cluster: &str, user: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: {name}\n\
          clusters: [{{name: c-{name}, cluster: {{server: 'https://{name}.example:6443'{cluster}}}}}]\n\
