@@ -12,7 +12,7 @@ use lease_exec_simulation::election::{Requested, Timing};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use state::{Landmark, Rate, State};
-use world::{MESSAGES, Server, Step, World};
+use world::{MESSAGES, Menu, Server, Step, World};
 
 mod state;
 mod world;
@@ -34,10 +34,14 @@ fn worlds() -> Vec<(&'static str, World)> {
     let slow = timing(Duration::from_secs(7), Duration::from_secs(1));
     let [two, three] = [2, 3].map(|nodes| RATES[..nodes].to_vec());
     let mut worlds = vec![
-        ("one fault", World::new(two.clone(), quick, 1, 20).ends(2)),
+        ("one fault", World::new(two.clone(), quick, 1, 20).ends(1)),
         (
             "a new process",
             World::new(two.clone(), quick, 1, 16).ends(1).restarts(1),
+        ),
+        (
+            "late renewals",
+            World::new(two.clone(), quick, 2, 20).menu(Menu::Slowness),
         ),
         ("two faults", World::new(two, slow, 2, 18)),
         ("three nodes", World::new(three, quick, 1, 16)),

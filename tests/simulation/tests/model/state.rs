@@ -62,8 +62,8 @@ pub(crate) struct Node {
     pub(crate) tree: Option<Tree>,
     /// The tree that a crash left behind is dead by then.
     pub(crate) orphan: Option<Duration>,
-    /// The tree is dead; a stopped process has not heard of it yet.
-    pub(crate) unheard: Option<End>,
+    /// What a stopped process has not heard yet.
+    pub(crate) unheard: Vec<News>,
     /// The process was told that its tree is dead.
     pub(crate) gone: bool,
 }
@@ -90,6 +90,15 @@ pub(crate) struct Tree {
     pub(crate) kill_at: Duration,
     /// It was sent SIGKILL, and is dead by then.
     pub(crate) dead_by: Option<Duration>,
+    /// The command itself has ended; others of its tree may live.
+    pub(crate) has_ended: bool,
+}
+
+/// What a guard says of its tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum News {
+    Ended(End),
+    Gone,
 }
 
 /// How a command came to its end.

@@ -9,7 +9,7 @@ use lease_exec_simulation::{
 };
 
 use crate::state::{
-    Cargo, End, Kind, Landmark, Message, Node, Rate, Request, Shared, State, Stored, Tree,
+    Cargo, End, Kind, Landmark, Message, News, Node, Rate, Request, Shared, State, Stored, Tree,
 };
 
 /// One kind of world, with what bounds it.
@@ -29,6 +29,15 @@ pub(crate) struct World {
     /// From SIGKILL to dead, at most.
     pub(crate) death: Duration,
     pub(crate) server: Server,
+    pub(crate) menu: Menu,
+}
+
+/// Which faults there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Menu {
+    All,
+    /// Delays and pauses alone, so that more of them fit into one history.
+    Slowness,
 }
 
 /// How a server takes a write.
@@ -66,7 +75,7 @@ pub(crate) enum Step {
     TimeOut(usize),
     /// The watch ends.
     EndWatch(usize),
-    /// The command ends by itself.
+    /// The command ends by itself; what it leaves behind is dead a little later.
     End(usize),
     /// The guard's deadline has come.
     Kill(usize),
@@ -88,6 +97,23 @@ pub(crate) enum Step {
     Advance,
 }
 
+impl Step {
+    /// Whether this is one of the faults that a history may have so many of.
+    fn is_fault(self) -> bool {
+        matches!(
+            self,
+            Self::Lose(_)
+                | Self::Delay(_)
+                | Self::Repeat(_)
+                | Self::Break(_)
+                | Self::EndWatch(_)
+                | Self::Stop(_)
+                | Self::Crash(_)
+                | Self::Pause(_)
+        )
+    }
+}
+
 impl World {
     /// A world in which a tree takes at most the kill budget to die, no command ends by itself and
     /// no process follows another.
@@ -102,11 +128,16 @@ impl World {
             // Whoever takes the lease at the very moment of the death is neither early nor late.
             death: timing.kill_budget - Duration::from_nanos(1),
             server: Server::Compares,
+            menu: Menu::All,
         }
     }
 
     pub(crate) fn ends(self, ends: u8) -> Self {
         Self { ends, ..self }
+    }
+
+    pub(crate) fn menu(self, menu: Menu) -> Self {
+        Self { menu, ..self }
     }
 
     pub(crate) fn restarts(self, restarts: u8) -> Self {
@@ -138,7 +169,7 @@ impl World {
                 paused: false,
                 tree: None,
                 orphan: None,
-                unheard: None,
+                unheard: Vec::new(),
                 gone: false,
             }));
         }
@@ -175,6 +206,10 @@ impl World {
         if self.next(state).is_some() {
             steps.push(Step::Advance);
         }
+        if self.menu == Menu::Slowness {
+            steps
+                .retain(|step| !step.is_fault() || matches!(step, Step::Delay(_) | Step::Pause(_)));
+        }
     }
 
     fn faults_of(&self, state: &State, place: usize, message: &Message, steps: &mut Vec<Step>) {
@@ -204,7 +239,7 @@ impl World {
                 None => {}
                 Some(_) => steps.push(Step::Dead(index)),
             }
-            if state.ends > 0 {
+            if state.ends > 0 && !tree.has_ended {
                 steps.push(Step::End(index));
             }
         }
@@ -262,18 +297,7 @@ impl World {
     pub(crate) fn after(&self, state: &State, step: Step) -> Option<State> {
         let mut state = state.clone();
         state.landmark = None;
-        let fault = matches!(
-            step,
-            Step::Lose(_)
-                | Step::Delay(_)
-                | Step::Repeat(_)
-                | Step::Break(_)
-                | Step::EndWatch(_)
-                | Step::Stop(_)
-                | Step::Crash(_)
-                | Step::Pause(_)
-        );
-        state.faults -= u8::from(fault);
+        state.faults -= u8::from(step.is_fault());
         state.ends -= u8::from(matches!(step, Step::End(_)));
         state.restarts -= u8::from(matches!(step, Step::Restart(_)));
         match step {
@@ -303,8 +327,8 @@ impl World {
                 let ended = Change::Ended("closed".to_owned());
                 self.tell(&mut state, node, Event::Changed(ended));
             }
-            Step::End(node) => self.bury(&mut state, node, End::ByItself),
-            Step::Dead(node) => self.bury(&mut state, node, End::Killed),
+            Step::End(node) => self.end(&mut state, node),
+            Step::Dead(node) => self.bury(&mut state, node),
             Step::Kill(node) => self.kill(&mut state, node),
             Step::OrphanDead(node) => change(&mut state, node, |node| node.orphan = None),
             Step::Stop(node) => {
@@ -508,6 +532,7 @@ impl World {
                 node.tree = Some(Tree {
                     kill_at,
                     dead_by: None,
+                    has_ended: false,
                 });
             }
             Action::Extend {
@@ -592,35 +617,60 @@ impl World {
         });
     }
 
+    /// The command ends by itself, and the guard ends what it leaves behind.
+    fn end(&self, state: &mut State, node: usize) {
+        let dead_by = state.now + self.death;
+        change(state, node, |node| {
+            if let Some(tree) = &mut node.tree {
+                tree.has_ended = true;
+                tree.dead_by.get_or_insert(dead_by);
+            }
+            node.unheard.push(News::Ended(End::ByItself));
+        });
+        self.hear(state, node);
+    }
+
     /// The tree is dead, and the guard says so.
-    fn bury(&self, state: &mut State, node: usize, end: End) {
-        if end == End::Killed {
+    fn bury(&self, state: &mut State, node: usize) {
+        let has_ended = state.nodes[node].tree.is_some_and(|tree| tree.has_ended);
+        if !has_ended {
             state.landmark = Some(Landmark::Killed);
         }
         change(state, node, |node| {
             node.tree = None;
-            node.unheard = Some(end);
+            if !has_ended {
+                node.unheard.push(News::Ended(End::Killed));
+            }
+            node.unheard.push(News::Gone);
         });
-        if !state.nodes[node].paused {
-            self.hear(state, node);
-        }
+        self.hear(state, node);
     }
 
+    /// Tells the process what its guard says, unless it is stopped.
     fn hear(&self, state: &mut State, node: usize) {
-        let Some(end) = state.nodes[node].unheard else {
+        if state.nodes[node].paused {
             return;
-        };
-        let exit = match end {
-            End::ByItself => Exit::Command(0),
-            End::Killed => Exit::Signal(9),
-        };
+        }
+        let unheard = state.nodes[node].unheard.clone();
+        change(state, node, |node| node.unheard.clear());
         let at = state.nodes[node].rate.now(state.now).at;
-        self.tell(state, node, Event::Ended { exit, at });
-        change(state, node, |node| {
-            node.unheard = None;
-            node.gone = true;
-        });
-        self.tell(state, node, Event::TreeGone);
+        for news in unheard {
+            let event = match news {
+                News::Ended(End::ByItself) => Event::Ended {
+                    exit: Exit::Command(0),
+                    at,
+                },
+                News::Ended(End::Killed) => Event::Ended {
+                    exit: Exit::Signal(9),
+                    at,
+                },
+                News::Gone => {
+                    change(state, node, |node| node.gone = true);
+                    Event::TreeGone
+                }
+            };
+            self.tell(state, node, event);
+        }
     }
 
     /// The process dies, and its guard kills the tree at once.
@@ -637,7 +687,7 @@ impl World {
         let mut node = Node::clone(&state.nodes[index]);
         node.life += 1;
         node.gone = false;
-        node.unheard = None;
+        node.unheard.clear();
         let settings = Settings {
             identity: identity(index, node.life),
             timing: self.timing,
