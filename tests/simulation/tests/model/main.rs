@@ -12,9 +12,11 @@ use lease_exec_simulation::election::{Requested, Timing};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use state::{Landmark, Rate, State};
-use world::{MESSAGES, Menu, Server, Step, World};
+use step::Step;
+use world::{MESSAGES, Menu, Server, World};
 
 mod state;
+mod step;
 mod world;
 
 /// The slowest clock, the fastest that is allowed beside it, and a true one.
@@ -37,7 +39,7 @@ fn worlds() -> Vec<(&'static str, World)> {
         ("one fault", World::new(two.clone(), quick, 1, 20).ends(1)),
         (
             "a new process",
-            World::new(two.clone(), quick, 1, 16).ends(1).restarts(1),
+            World::new(two.clone(), quick, 1, 16).restarts(1),
         ),
         (
             "late renewals",
