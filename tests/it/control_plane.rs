@@ -11,6 +11,7 @@ mod scheduler;
 mod servers;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use std::fs;
 use std::io::Write as _;
@@ -29,11 +30,11 @@ use crate::world::LEASE;
 
 pub(crate) use certificates::Identity;
 pub(crate) use kubeconfig::User;
+pub(crate) use requests::{Answer, Requests};
 pub(crate) use scheduler::{ElectionTimes, Scheduler};
 pub(crate) use servers::free_port;
 
 use certificates::{Authority, TokenKey};
-use requests::Requests;
 use servers::{Server, ServerGroup};
 
 /// A running control plane.
@@ -118,6 +119,11 @@ impl ControlPlane {
 
     // === Who asks ===
 
+    /// A certificate for a server on this machine, signed by the same authority.
+    pub(crate) fn server_certificate(&self) -> Identity {
+        self.authority.server()
+    }
+
     /// A client certificate for `user`, a member of `groups`.
     pub(crate) fn client_certificate(&self, user: &str, groups: &[&str]) -> Identity {
         self.authority.client(user, groups)
@@ -174,9 +180,11 @@ impl ControlPlane {
     /// Sends a request as the administrator, who may do everything, and returns the status and the
     /// answer: JSON, or a string if it is none.
     pub(crate) fn raw(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
-        self.admin
+        let answer = self
+            .admin
             .send(&method, path, body)
-            .unwrap_or_else(|err| panic!("failed to {method} {path}: {err}"))
+            .unwrap_or_else(|err| panic!("failed to {method} {path}: {err}"));
+        (answer.status, answer.body)
     }
 
     /// Sends a request as another user. The error says why there was no answer.
@@ -187,8 +195,18 @@ impl ControlPlane {
         path: &str,
         body: Option<Value>,
     ) -> Result<(u16, Value), String> {
-        let kubeconfig = kubeconfig::content(&user, &self.url(), "default", &self.authority);
-        Requests::new(kubeconfig).send(&method, path, body)
+        let answer = self.client(user).send(&method, path, body)?;
+        Ok((answer.status, answer.body))
+    }
+
+    /// A client for requests as another user, whose answers are seen whole.
+    pub(crate) fn client(&self, user: User) -> Requests {
+        self.client_at(&self.url(), user)
+    }
+
+    /// The same, to another URL.
+    pub(crate) fn client_at(&self, url: &str, user: User) -> Requests {
+        Requests::new(kubeconfig::content(&user, url, "default", &self.authority))
     }
 
     /// Lets a user do these things to the lease that the tests contend for, and to no other.
@@ -304,39 +322,6 @@ impl ControlPlane {
         })
     }
 
-    // === Trouble ===
-
-    /// Stops the API server with SIGSTOP: connections stay, and nothing is answered.
-    pub(crate) fn stop_api_server(&self) {
-        lock(&self.api_server).stop();
-    }
-
-    /// Lets a stopped API server continue.
-    pub(crate) fn continue_api_server(&self) {
-        lock(&self.api_server).resume();
-    }
-
-    /// Kills the API server: connections are reset, and new ones refused.
-    pub(crate) fn kill_api_server(&self) {
-        lock(&self.api_server).kill();
-    }
-
-    /// Starts a killed API server again, with the same port and data, and waits until it is ready.
-    pub(crate) fn start_api_server(&self) {
-        *lock(&self.api_server) = start_api_server(&self.group, self.port, self.etcd_port);
-        self.wait_until_ready();
-    }
-
-    /// Stops etcd with SIGSTOP: the API server takes requests, and answers few of them.
-    pub(crate) fn stop_etcd(&self) {
-        lock(&self.etcd).stop();
-    }
-
-    /// Lets a stopped etcd continue.
-    pub(crate) fn continue_etcd(&self) {
-        lock(&self.etcd).resume();
-    }
-
     // === Helpers ===
 
     fn expect(&self, expected: u16, method: Method, path: &str, body: Option<Value>) -> Value {
@@ -348,7 +333,7 @@ impl ControlPlane {
     /// Waits until requests are served, RBAC has its default roles, and namespace `default` exists,
     /// which the API server makes a little later.
     fn wait_until_ready(&self) {
-        let answers = |path| matches!(self.admin.send(&Method::GET, path, None), Ok((200, _)));
+        let answers = |path| matches!(self.admin.send(&Method::GET, path, None), Ok(answer) if answer.status == 200);
         let ready = try_wait_until(START_LIMIT, || {
             if !lock(&self.api_server).is_running() {
                 return Some(false);

@@ -14,8 +14,11 @@ use serde_json::{Value, json};
 
 use crate::wait::LIMIT;
 
+mod admission;
 mod file;
+mod history;
 mod kube;
+mod server;
 
 /// A lease of a test's own, and what others can do to it behind a store's back.
 trait Place {

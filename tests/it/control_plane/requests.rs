@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -17,12 +17,28 @@ pub(crate) struct Requests {
     jobs: UnboundedSender<Job>,
 }
 
-/// The status and the body, or why there is none.
-pub(crate) type Answer = Result<(u16, Value), String>;
+/// What a server answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    /// JSON, or a string if it is none.
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// A header's value; empty if there is none.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name);
+        value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    }
+}
 
 struct Job {
     request: Request<Body>,
-    answer: mpsc::Sender<Answer>,
+    answer: mpsc::Sender<Result<Answer, String>>,
 }
 
 impl Requests {
@@ -39,8 +55,13 @@ impl Requests {
         Self { jobs }
     }
 
-    /// Sends a request and waits for the answer.
-    pub(crate) fn send(&self, method: &Method, path: &str, body: Option<Value>) -> Answer {
+    /// Sends a request and waits for the answer. The error says why there was none.
+    pub(crate) fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Answer, String> {
         let mut request = Request::builder().method(method).uri(path);
         if body.is_some() {
             request = request.header("Content-Type", "application/json");
@@ -86,23 +107,21 @@ async fn connect(kubeconfig: Value) -> Result<Client, String> {
     Client::try_from(config).map_err(|err| format!("{err:?}"))
 }
 
-async fn ask(client: Client, request: Request<Body>) -> Answer {
+async fn ask(client: Client, request: Request<Body>) -> Result<Answer, String> {
     let exchange = async {
         let response = client
             .send(request)
             .await
             .map_err(|err| format!("{err:?}"))?;
-        let status = response.status().as_u16();
-        let body = response
-            .into_body()
-            .collect_bytes()
-            .await
-            .map_err(|err| format!("{err:?}"))?;
-        let text = String::from_utf8_lossy(&body).into_owned();
-        Ok((
-            status,
-            serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        ))
+        let (head, body) = response.into_parts();
+        let bytes = body.collect_bytes().await;
+        let bytes = bytes.map_err(|err| format!("{err:?}"))?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        })
     };
     match tokio::time::timeout(ANSWER_LIMIT, exchange).await {
         Ok(answer) => answer,

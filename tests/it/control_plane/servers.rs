@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::wait::{LIMIT, wait_until};
+
 /// A directory and a process group for servers, which are both gone after the group is dropped or
 /// the test process has ended, even by SIGKILL.
 ///
@@ -144,6 +146,14 @@ impl Server {
     /// Lets a stopped process continue.
     pub(crate) fn resume(&mut self) {
         self.signal(Signal::SIGCONT);
+    }
+
+    /// Asks the process to end, and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        self.signal(Signal::SIGTERM);
+        wait_until(format!("{} ends", self.name), LIMIT * 3, || {
+            (!self.is_running()).then_some(())
+        });
     }
 
     /// Kills the process, stopped or not, and waits for its end.

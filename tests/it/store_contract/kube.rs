@@ -1,6 +1,9 @@
 //! The contract, held against a real API server with etcd, and what is true of that one only.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use http::Method;
 use lease_exec::lease::{Change, FailureKind, Outcome, Write};
@@ -96,14 +99,14 @@ fn missing_namespace_is_no_absent_lease() {
 }
 
 /// A namespace of one test's own.
-struct Namespace {
-    server: &'static ControlPlane,
-    name: String,
+pub(super) struct Namespace {
+    pub(super) server: &'static ControlPlane,
+    pub(super) name: String,
 }
 
 impl Namespace {
     /// `case` is for people who look into the server; it says nothing to the test.
-    fn new(case: &str) -> Self {
+    pub(super) fn new(case: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{number}-{}", case.replace('_', "-"));
@@ -115,17 +118,24 @@ impl Namespace {
     }
 
     fn open_as(&self, user: User, lease: &str) -> KubeStore {
-        let source = Source {
-            kubeconfig: Some(self.server.kubeconfig(user)),
-            ..Source::default()
-        };
-        ClusterConfig::load(source)
-            .and_then(|cluster| KubeStore::new(cluster, self.name.clone(), lease.into()))
-            .unwrap_or_else(|failure| panic!("failed to {}", failure.message))
+        open(self.server.kubeconfig(user), &self.name, lease)
+    }
+
+    /// The path of the leases.
+    pub(super) fn leases(&self) -> String {
+        format!(
+            "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+            self.name
+        )
+    }
+
+    /// The path of the lease `nightly`.
+    pub(super) fn nightly(&self) -> String {
+        format!("{}/nightly", self.leases())
     }
 
     /// A user who may do this and nothing else to the lease `nightly`.
-    fn user(&self, verbs: &[&str]) -> User {
+    pub(super) fn user(&self, verbs: &[&str]) -> User {
         let name = format!("user-of-{}", self.name);
         let group = "rbac.authorization.k8s.io";
         let role = json!({
@@ -170,6 +180,17 @@ impl Namespace {
             wait_until(what, LIMIT, allowed);
         }
     }
+}
+
+/// Opens a lease as the kubeconfig says.
+pub(super) fn open(kubeconfig: PathBuf, namespace: &str, lease: &str) -> KubeStore {
+    let source = Source {
+        kubeconfig: Some(kubeconfig),
+        ..Source::default()
+    };
+    ClusterConfig::load(source)
+        .and_then(|cluster| KubeStore::new(cluster, namespace.into(), lease.into()))
+        .unwrap_or_else(|failure| panic!("failed to {}", failure.message))
 }
 
 impl Place for Namespace {
