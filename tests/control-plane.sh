@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Finds or builds a real Kubernetes control plane for the tests, and prints the directory that holds
-# etcd, etcdctl, kube-apiserver, kube-scheduler and kubectl. Nothing else goes to standard output.
+# etcd, etcdctl, kube-apiserver, kube-scheduler, kubectl and client-go-wrapper, which is our own program
+# on Kubernetes' client-go (tests/client-go). Nothing else goes to standard output.
 #
 # Usage: assets=$(tests/control-plane.sh)
 #
@@ -18,10 +19,16 @@ set -euo pipefail
 # The Debian release that has all this. A later one has a later Kubernetes, built in another way.
 readonly release=bookworm
 
-# Part of the cache directory's name: raise it when a change below changes what is built.
-readonly recipe=1
+# Part of the cache directory's name: raise it when a change below, or in tests/client-go, changes what
+# is built.
+readonly recipe=2
 
 readonly components=(kube-apiserver kube-scheduler kubectl)
+
+# A command of our own, compiled as one more of Kubernetes' commands.
+readonly peer=client-go-wrapper
+peer_source=$(cd "$(dirname "${BASH_SOURCE[0]}")/client-go" && pwd)
+readonly peer_source
 
 # What apt-get is run by: nothing, except when packages are installed.
 as_root=()
@@ -90,7 +97,7 @@ build_in_scratch() {
     step 'fetching etcd and Go' unpack_packages etcd-server etcd-client golang-1.19-go golang-1.19-src
     step 'fetching the source of Kubernetes' fetch_kubernetes
     step 'replacing two libraries in it' replace_vendored_libraries
-    step "compiling ${components[*]}, which takes minutes" compile_kubernetes
+    step "compiling ${components[*]} $peer, which takes minutes" compile_kubernetes
     step 'keeping the programs' collect_programs
     mv "$scratch/assets" "$assets"
     rm -rf "$scratch"
@@ -249,12 +256,14 @@ KUBE_GIT_VERSION=v$version
 KUBE_GIT_MAJOR=$(cut -d. -f1 <<<"$version")
 KUBE_GIT_MINOR=$(cut -d. -f2 <<<"$version")
 END
+    mkdir "cmd/$peer"
+    cp "$peer_source/main.go" "cmd/$peer"
     # make, because it also generates code that the source lacks. Everything Go needs is vendored.
     local go=$scratch/root/usr/lib/go-1.19
     env -u GOFLAGS -u GOLDFLAGS -u GOPATH -u MAKEFLAGS -u MAKELEVEL \
         PATH="$go/bin:$PATH" GOROOT="$go" GOCACHE="$scratch/go-cache" GOPROXY=off CGO_ENABLED=0 \
         KUBE_GIT_VERSION_FILE="$scratch/version" \
-        make WHAT="$(printf 'cmd/%s ' "${components[@]}")"
+        make WHAT="$(printf 'cmd/%s ' "${components[@]}" "$peer")"
 }
 
 collect_programs() {
@@ -265,6 +274,7 @@ collect_programs() {
         cp -L "$scratch/source/kubernetes/_output/bin/$component" "$scratch/assets"
         "$scratch/assets/$component" --version 2>/dev/null || "$scratch/assets/$component" version --client
     done
+    cp -L "$scratch/source/kubernetes/_output/bin/$peer" "$scratch/assets"
     "$scratch/assets/etcd" --version
 }
 

@@ -322,6 +322,12 @@ impl ControlPlane {
         })
     }
 
+    /// The program that runs a command under client-go's leader election (`tests/client-go`). `None`
+    /// if there is none, as in a directory given by KUBEBUILDER_ASSETS.
+    pub(crate) fn client_go_wrapper() -> Option<PathBuf> {
+        Some(programs().join("client-go-wrapper")).filter(|program| program.exists())
+    }
+
     // === Helpers ===
 
     fn expect(&self, expected: u16, method: Method, path: &str, body: Option<Value>) -> Value {
