@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::wait::LIMIT;
 
 mod admission;
+mod fairness;
 mod file;
 mod history;
 mod kube;

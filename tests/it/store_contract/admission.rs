@@ -103,7 +103,7 @@ fn webhook_that_stays_slow_costs_the_command_its_life_before_the_duration_is_ove
 }
 
 /// A webhook for the leases of one namespace, which allows everything until it is told otherwise.
-struct Webhook {
+pub(super) struct Webhook {
     server: &'static ControlPlane,
     name: String,
     shared: Arc<Shared>,
@@ -115,7 +115,7 @@ struct Shared {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Verdict {
+pub(super) enum Verdict {
     Allow,
     Refuse,
     /// Closes the connection without an answer.
@@ -126,7 +126,7 @@ enum Verdict {
 
 impl Webhook {
     /// Starts one, and waits until the API server asks it.
-    fn start(server: &'static ControlPlane, namespace: &str) -> Self {
+    pub(super) fn start(server: &'static ControlPlane, namespace: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
         let port = listener
             .local_addr()
@@ -199,7 +199,7 @@ impl Webhook {
         });
     }
 
-    fn does(&self, verdict: Verdict) {
+    pub(super) fn does(&self, verdict: Verdict) {
         *self
             .shared
             .verdict

@@ -117,7 +117,7 @@ impl Namespace {
         Self { server, name }
     }
 
-    fn open_as(&self, user: User, lease: &str) -> KubeStore {
+    pub(super) fn open_as(&self, user: User, lease: &str) -> KubeStore {
         open(self.server.kubeconfig(user), &self.name, lease)
     }
 

@@ -233,114 +233,6 @@ fn every_write_of_ours_moves_the_renew_time_to_the_other_manager_with_a_new_time
     });
 }
 
-// === Priority and fairness ===
-
-/// Only the accounts of kube-system have leader election's priority; everybody else is served with
-/// the ordinary load, unless a FlowSchema says otherwise. (Before 1.23 watches wait in no queue.)
-#[test]
-fn flow_schema_decides_which_queue_the_requests_for_a_lease_wait_in() {
-    let place = Namespace::new("flow_schema_decides_which_queue");
-    let schemas = FlowSchemas::of(place.server);
-    let nightly = place.nightly();
-    let system = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/nightly";
-    for (namespace, method, path, schema) in [
-        ("kube-system", Method::GET, system, "system-leader-election"),
-        (
-            "kube-system",
-            Method::PATCH,
-            system,
-            "kube-system-service-accounts",
-        ),
-        (&place.name, Method::GET, &nightly, "service-accounts"),
-        (&place.name, Method::PUT, &nightly, "service-accounts"),
-    ] {
-        let token = place.server.token(namespace, "runner");
-        let client = place.server.client(User::Token(token));
-        let answer = client.send(&method, path, None).expect("an answer");
-        assert_eq!(schemas.name_of(&answer), schema, "{method} {path}");
-    }
-
-    let own = schemas.create_for(&place.name, "runner");
-    let token = place.server.token(&place.name, "runner");
-    let client = place.server.client(User::Token(token));
-    // The server reads its schemas again a moment after one was stored.
-    wait_until("the schema of our own is in use", LIMIT, || {
-        let answer = client
-            .send(&Method::GET, &nightly, None)
-            .expect("an answer");
-        (schemas.name_of(&answer) == own).then_some(())
-    });
-    schemas.delete(&own);
-}
-
-/// The API group of FlowSchemas, in the version that the server prefers.
-struct FlowSchemas {
-    server: &'static ControlPlane,
-    version: String,
-}
-
-impl FlowSchemas {
-    fn of(server: &'static ControlPlane) -> Self {
-        let (_, group) = server.raw(Method::GET, "/apis/flowcontrol.apiserver.k8s.io", None);
-        let version = group["preferredVersion"]["groupVersion"].as_str();
-        let version = version.expect("the server knows priority and fairness");
-        Self {
-            server,
-            version: version.to_owned(),
-        }
-    }
-
-    /// The name of the schema by which an answer was let through.
-    fn name_of(&self, answer: &Answer) -> String {
-        let uid = answer.header("x-kubernetes-pf-flowschema-uid");
-        let (_, all) = self.server.raw(Method::GET, &self.path(""), None);
-        let items = all["items"].as_array().expect("a list has items");
-        let schema = items.iter().find(|item| item["metadata"]["uid"] == uid);
-        let name = schema.and_then(|schema| schema["metadata"]["name"].as_str());
-        name.unwrap_or_else(|| panic!("no schema has the uid {uid:?}: {answer:?}"))
-            .to_owned()
-    }
-
-    /// Gives an account's requests for leases the priority of leader election.
-    fn create_for(&self, namespace: &str, account: &str) -> String {
-        let schema = json!({
-            "apiVersion": self.version,
-            "kind": "FlowSchema",
-            "metadata": {"name": namespace},
-            "spec": {
-                "priorityLevelConfiguration": {"name": "leader-election"},
-                "matchingPrecedence": 900,
-                "distinguisherMethod": {"type": "ByUser"},
-                "rules": [{
-                    "subjects": [{
-                        "kind": "ServiceAccount",
-                        "serviceAccount": {"namespace": namespace, "name": account},
-                    }],
-                    "resourceRules": [{
-                        "apiGroups": ["coordination.k8s.io"],
-                        "resources": ["leases"],
-                        "namespaces": [namespace],
-                        "verbs": ["get", "create", "update", "watch"],
-                    }],
-                }],
-            },
-        });
-        let (status, answer) = self.server.raw(Method::POST, &self.path(""), Some(schema));
-        assert_eq!(status, 201, "{answer}");
-        namespace.to_owned()
-    }
-
-    fn delete(&self, name: &str) {
-        let path = self.path(&format!("/{name}"));
-        let (status, answer) = self.server.raw(Method::DELETE, &path, None);
-        assert_eq!(status, 200, "{answer}");
-    }
-
-    fn path(&self, rest: &str) -> String {
-        format!("/apis/{}/flowschemas{rest}", self.version)
-    }
-}
-
 // === Namespaces ===
 
 #[test]
@@ -375,7 +267,7 @@ fn nothing_is_created_in_a_namespace_that_is_being_deleted_and_what_is_there_is_
 
 // === What the cases are told in ===
 
-fn lease(holder: &str, micros: u32) -> Value {
+pub(super) fn lease(holder: &str, micros: u32) -> Value {
     json!({
         "metadata": {"name": "nightly"},
         "spec": {
@@ -386,7 +278,7 @@ fn lease(holder: &str, micros: u32) -> Value {
     })
 }
 
-fn put(client: &Requests, place: &Namespace, lease: &Value) -> Answer {
+pub(super) fn put(client: &Requests, place: &Namespace, lease: &Value) -> Answer {
     let answer = client.send(&Method::PUT, &place.nightly(), Some(lease.clone()));
     answer.expect("an answer")
 }
