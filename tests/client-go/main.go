@@ -14,6 +14,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -65,6 +66,9 @@ func main() {
 	if err != nil {
 		fail(78, err)
 	}
+
+	// client-go spreads its polls by this, and before Go 1.20 nobody else does.
+	rand.Seed(time.Now().UnixNano())
 
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
