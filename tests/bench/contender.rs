@@ -26,6 +26,8 @@ use crate::{
 pub(crate) enum Contender {
     /// lease-exec on an API server.
     Kube,
+    /// `tests/client-go` on that API server: client-go's election, with ReleaseOnCancel.
+    ClientGo,
     /// `etcdctl lock` on that API server's etcd, with neither TLS nor an API server in between.
     Etcdctl,
     /// lease-exec on the file store.
@@ -38,14 +40,16 @@ impl Contender {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Kube => "lease-exec, Kubernetes",
+            Self::ClientGo => "client-go wrapper",
             Self::Etcdctl => "etcdctl lock",
             Self::File => "lease-exec, file store",
             Self::Flock => "flock",
         }
     }
 
-    pub(crate) fn is_lease_exec(self) -> bool {
-        matches!(self, Self::Kube | Self::File)
+    /// Whether its record says when it was last renewed.
+    pub(crate) fn records_renewals(self) -> bool {
+        matches!(self, Self::Kube | Self::ClientGo | Self::File)
     }
 
     /// Whether what it holds runs out when it stops renewing. The kernel drops a dead process' lock.
@@ -53,10 +57,16 @@ impl Contender {
         self != Self::Flock
     }
 
+    /// Whether its standby polls, so that a hand-over takes seconds.
+    pub(crate) fn polls(self) -> bool {
+        self == Self::ClientGo
+    }
+
     /// Its processes, parents first.
     pub(crate) fn processes(self) -> &'static [&'static str] {
         match self {
             Self::Kube | Self::File => &["front", "guard"],
+            Self::ClientGo => &["client-go-wrapper"],
             Self::Etcdctl => &["etcdctl"],
             Self::Flock => &["flock"],
         }
@@ -91,10 +101,11 @@ impl Ground {
         self.directory.path()
     }
 
-    /// All whose programs are there; a directory given by KUBEBUILDER_ASSETS may lack etcdctl.
+    /// All whose programs are there; a directory given by KUBEBUILDER_ASSETS may lack some.
     pub(crate) fn contenders(&self) -> Vec<Contender> {
         let all = [
             Contender::Kube,
+            Contender::ClientGo,
             Contender::Etcdctl,
             Contender::File,
             Contender::Flock,
@@ -116,6 +127,10 @@ impl Ground {
     pub(crate) fn program(&self, contender: Contender) -> PathBuf {
         match contender {
             Contender::Kube | Contender::File => env!("CARGO_BIN_EXE_lease-exec").into(),
+            Contender::ClientGo => {
+                let wrapper = ControlPlane::client_go_wrapper();
+                wrapper.unwrap_or_else(|| "client-go-wrapper".into())
+            }
             Contender::Etcdctl => self.control_plane.etcdctl().get_program().into(),
             Contender::Flock => flock(),
         }
@@ -167,6 +182,11 @@ impl Ground {
                 let store = ["--store".as_ref(), store.as_os_str()];
                 command.args(["--lease", LEASE]).args(store);
             }
+            Contender::ClientGo => {
+                let kubeconfig = ["-kubeconfig".as_ref(), self.kubeconfig.as_os_str()];
+                command.args(kubeconfig).arg("-release-on-cancel");
+                command.args(["-lease", CLIENT_GO_LEASE]);
+            }
             Contender::Etcdctl => {
                 command.args(["lock", LEASE]);
             }
@@ -179,6 +199,13 @@ impl Ground {
             match contender {
                 Contender::Kube | Contender::File => {
                     command.args(["--lease-duration", &format!("{seconds}s")]);
+                }
+                // In the proportions of its defaults, which are lease-exec's too.
+                Contender::ClientGo => {
+                    for (option, share) in [("duration", 15), ("renew", 10), ("retry", 2)] {
+                        let milliseconds = seconds * 1000 * share / 15;
+                        command.arg(format!("-{option}={milliseconds}ms"));
+                    }
                 }
                 Contender::Etcdctl => {
                     command.arg(format!("--ttl={seconds}"));
@@ -221,6 +248,7 @@ impl Ground {
             Contender::Kube | Contender::File => {
                 standby.stderr().contains("somebody else holds the lease")
             }
+            Contender::ClientGo => standby.stderr().contains("holds the lease"),
             // Each has a key of its own below the lock's name.
             Contender::Etcdctl => {
                 let mut etcdctl = self.control_plane.etcdctl();
@@ -242,6 +270,7 @@ impl Ground {
     pub(crate) fn renewed_at(&self, contender: Contender) -> Option<Duration> {
         let lease = match contender {
             Contender::Kube => self.control_plane.get_lease("default", LEASE)?,
+            Contender::ClientGo => self.control_plane.get_lease("default", CLIENT_GO_LEASE)?,
             Contender::File => {
                 let path = self.directory().join(STORE).join("default");
                 let text = fs::read(path.join(format!("{LEASE}.json"))).ok()?;
@@ -301,6 +330,9 @@ fn flock() -> PathBuf {
     let found = programs.find(|program| program.exists());
     found.unwrap_or_else(|| "flock".into())
 }
+
+/// It has a lease of its own, so that nobody finds what another has left.
+const CLIENT_GO_LEASE: &str = "client-go";
 
 /// The file store's directory, below the ground's.
 const STORE: &str = "store";
