@@ -46,8 +46,15 @@ fn words() -> impl Strategy<Value = Word> {
         any::<u8>().prop_map(Status::Exited),
         any::<i32>().prop_map(Status::Signalled),
     ];
-    let survivor = (any::<i32>(), any::<u8>(), any::<u32>(), any::<[u8; 16]>());
+    let survivor = (
+        any::<i32>(),
+        any::<u8>(),
+        any::<u32>(),
+        any::<[u8; 16]>(),
+        any::<[u8; 32]>(),
+    );
     prop_oneof![
+        Just(Word::Starting),
         (any::<i32>(), means).prop_map(|(pid, means)| Word::Started(pid, means)),
         any::<i32>().prop_map(Word::ExecFailed),
         any::<i32>().prop_map(Word::StartFailed),
@@ -56,12 +63,13 @@ fn words() -> impl Strategy<Value = Word> {
         any::<i32>().prop_map(Word::Stopped),
         (status, instants()).prop_map(|(status, at)| Word::Ended(status, at)),
         Just(Word::Killing),
-        survivor.prop_map(|(pid, state, uid, comm)| {
+        survivor.prop_map(|(pid, state, uid, comm, waits_in)| {
             Word::Survivor(Survivor {
                 pid,
                 state,
                 uid,
                 comm,
+                waits_in,
             })
         }),
         Just(Word::Survivors),

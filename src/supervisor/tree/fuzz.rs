@@ -47,6 +47,7 @@ proptest! {
                 state: process.state,
                 uid: 0,
                 comm: process.comm,
+                waits_in: [0; 32],
             };
             let shown = shown.to_string();
             let (name, _) = shown.rsplit_once("), state ").expect("it goes on");
