@@ -13,6 +13,10 @@ use crate::{
 /// never recognised.
 const ATTEMPTS: usize = 16;
 
+/// A refused watch is tried again after this long: an API server that starts refuses everything, and
+/// a right may have been given meanwhile.
+const WATCH_AGAIN: Duration = Duration::from_secs(300);
+
 /// From this retry period on no two writes share a whole second of `renewTime`. A client-go
 /// observer compares records whose times have whole seconds, so to it two such writes look like
 /// one, and it would count from the earlier.
@@ -29,6 +33,8 @@ pub(super) struct Outbox {
     attempts: VecDeque<Attempt>,
     last_stamp: Option<WallTime>,
     watching: Watching,
+    /// Whether the user was told that we poll.
+    told_polling: bool,
     random: u64,
     /// Whether the user was told that the API server can't be reached.
     pub(super) in_trouble: bool,
@@ -53,7 +59,7 @@ pub(super) struct Attempt {
 enum Watching {
     No { not_before: Option<Timer> },
     Since(Instant),
-    Refused,
+    Refused { since: Instant },
 }
 
 /// A moment to come, counted as a holder must: early rather than late.
@@ -86,6 +92,7 @@ impl Outbox {
             attempts: VecDeque::new(),
             last_stamp: None,
             watching: Watching::No { not_before: None },
+            told_polling: false,
             in_trouble: false,
         }
     }
@@ -222,12 +229,14 @@ impl Outbox {
 
     // === The watch ===
 
-    /// Watches from `version` on, unless a watch is under way, refused, or its time has not come.
+    /// Watches from `version` on, unless a watch is under way or its time has not come.
     pub(super) fn keep_watching(&mut self, now: Instant, version: &Version) {
-        let Watching::No { not_before } = self.watching else {
-            return;
+        let may_watch = match self.watching {
+            Watching::No { not_before } => not_before.is_none_or(|timer| timer.is_due(now)),
+            Watching::Since(_) => false,
+            Watching::Refused { since } => now.held_since(since) >= WATCH_AGAIN,
         };
-        if not_before.is_none_or(|timer| timer.is_due(now)) {
+        if may_watch {
             self.watching = Watching::Since(now);
             self.act(Action::Watch(version.clone()));
         }
@@ -250,8 +259,9 @@ impl Outbox {
                 true
             }
             Change::Refused(failure) => {
-                if self.watching != Watching::Refused {
-                    self.watching = Watching::Refused;
+                self.watching = Watching::Refused { since: now };
+                if !self.told_polling {
+                    self.told_polling = true;
                     self.report(Report::Polling(failure.message.clone()));
                 }
                 true
@@ -272,12 +282,12 @@ impl Outbox {
             Watching::No { not_before } => {
                 Some(not_before.map_or(Duration::ZERO, |timer| timer.left(now)))
             }
-            Watching::Since(_) | Watching::Refused => None,
+            Watching::Since(_) | Watching::Refused { .. } => None,
         }
     }
 
     pub(super) fn watch_is_refused(&self) -> bool {
-        self.watching == Watching::Refused
+        matches!(self.watching, Watching::Refused { .. })
     }
 
     // === Jitter ===

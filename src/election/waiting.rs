@@ -38,6 +38,8 @@ pub(super) struct Waiting {
     /// write of our own; more are no race that somebody else has won.
     conflicts: u32,
     unauthorized: u32,
+    /// Since when reading, which was allowed before, is forbidden.
+    forbidden: Option<Instant>,
     /// Why the last attempt failed, if it did.
     trouble: Option<String>,
     /// It was a write: that reads succeed is no news then.
@@ -103,6 +105,7 @@ impl Waiting {
             leaving: None,
             conflicts: 0,
             unauthorized: 0,
+            forbidden: None,
             trouble: None,
             cannot_write: false,
             told: None,

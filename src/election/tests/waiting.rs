@@ -379,6 +379,32 @@ fn failures_that_time_does_not_mend_end_at_once() {
 }
 
 #[test]
+fn a_refusal_where_reading_was_allowed_ends_it_only_if_it_lasts() {
+    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    let refuse_for = |bench: &mut Bench, limit: Duration| {
+        bench.event(Event::Changed(Change::Ended("closed".to_owned())));
+        let began = bench.now.at;
+        while bench.exit().is_none() && bench.now.at.held_since(began) < limit {
+            bench.pass(seconds(0.1));
+            if bench.is_reading() {
+                bench.refuse_reply(FailureKind::Forbidden);
+            }
+        }
+        bench.now.at.held_since(began)
+    };
+    // An API server that starts refuses everybody until it knows who has which rights.
+    refuse_for(&mut bench, seconds(14.0));
+    assert_eq!(bench.exit(), None);
+    bench.store(held_by("other_1"));
+    bench.pass(seconds(2.5));
+    bench.settle();
+    let lasted = refuse_for(&mut bench, seconds(60.0));
+    assert_eq!(bench.exit(), Some(Exit::Forbidden));
+    assert!(lasted >= seconds(15.0), "{lasted:?}");
+}
+
+#[test]
 fn refused_credentials_are_tried_again_but_not_for_ever() {
     let mut bench = Bench::new(settings());
     for _ in 0..2 {
@@ -436,6 +462,36 @@ fn without_the_right_to_watch_it_polls_and_says_so_once() {
     bench.pass(seconds(2.5));
     bench.settle();
     assert_eq!(bench.starts(), 1);
+}
+
+#[test]
+fn a_refused_watch_is_tried_again_after_minutes_without_a_word() {
+    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    bench.take_actions();
+    let refused = || {
+        Event::Changed(Change::Refused(Failure {
+            kind: FailureKind::Forbidden,
+            message: "no watch".to_owned(),
+            retry_after: None,
+        }))
+    };
+    bench.event(refused());
+    let mut watches = 0;
+    for _ in 0..300 {
+        bench.pass(seconds(2.5));
+        bench.store(held_by("other_1"));
+        bench.settle();
+        let tried = bench.did(|action| matches!(action, Action::Watch(_)));
+        if tried > watches {
+            watches = tried;
+            bench.event(refused());
+        }
+    }
+    // 750 s.
+    assert_eq!(watches, 2);
+    let told = bench.did(|action| matches!(action, Action::Report(Report::Polling(_))));
+    assert_eq!(told, 1);
 }
 
 #[test]

@@ -130,7 +130,11 @@ impl Waiting {
         let once = outbox.settings.wait == Some(Duration::ZERO);
         let message = Some(failure.message.clone());
         match failure.kind {
-            FailureKind::Forbidden => return self.leave(Exit::Forbidden, message),
+            FailureKind::Forbidden => {
+                if self.is_really_forbidden(outbox, now.at) {
+                    return self.leave(Exit::Forbidden, message);
+                }
+            }
             FailureKind::NoNamespace | FailureKind::Malformed | FailureKind::Misconfigured => {
                 return self.leave(Exit::Configuration, message);
             }
@@ -166,8 +170,21 @@ impl Waiting {
         });
     }
 
+    /// Whether a 403 is to be believed. An API server that starts gives one to everybody, in the
+    /// same words, until it has read the roles; so where reading was allowed before, it must last
+    /// for a lease duration.
+    fn is_really_forbidden(&mut self, outbox: &Outbox, now: Instant) -> bool {
+        if self.cannot_write || self.known == Known::Nothing {
+            return true;
+        }
+        let since = *self.forbidden.get_or_insert(now);
+        let patience = outbox.settings.timing.lease_duration;
+        outbox.settings.wait == Some(Duration::ZERO) || now.held_since(since) >= patience
+    }
+
     fn note_success(&mut self, outbox: &mut Outbox) {
         self.trouble = None;
+        self.forbidden = None;
         self.cannot_write = false;
         self.unauthorized = 0;
         if outbox.in_trouble {
