@@ -10,7 +10,6 @@ use crate::{
 };
 
 mod holding;
-mod simulation;
 mod waiting;
 
 const D: Duration = Duration::from_secs(15);

@@ -9,3 +9,4 @@ pub mod clock;
 pub mod election;
 pub mod exit;
 pub mod lease;
+pub mod simulation;

@@ -1,0 +1,93 @@
+//! The simulation as an ordinary test: many worlds, each decided by a seed.
+//!
+//! A seed that fails is printed, with the command that replays it: `SIM_SEED=n cargo test -p
+//! lease-exec-simulation simulation` prints all that happened in that world, and
+//! `SIM_PROFILE=name` says which worlds the seed is taken from if not from all.
+
+use std::{env, thread};
+
+use lease_exec_simulation::simulation::{Plan, Profile, Summary, replay, run, tightness};
+
+/// How many terms begin in an ordinary run of the tests.
+const ELECTIONS: u64 = 500_000;
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[test]
+fn simulation_breaks_no_invariant_in_half_a_million_elections() {
+    if let Ok(seed) = env::var("SIM_SEED") {
+        let seed = seed.parse().expect("SIM_SEED is a number");
+        let profile = env::var("SIM_PROFILE").unwrap_or_else(|_| "mixed".to_owned());
+        let profile = profile.parse().expect("SIM_PROFILE is a profile");
+        let outcome = replay(seed, profile);
+        // Shown if the test fails, or with --nocapture.
+        eprintln!("{}", outcome.history);
+        assert_eq!(outcome.violation, None, "of seed {seed}");
+        return;
+    }
+    let plan = Plan {
+        profile: Profile::Mixed,
+        seed: 1,
+        elections: ELECTIONS,
+        threads: processors(),
+    };
+    let (summary, found) = run(plan, |_| {});
+    if let Some(found) = found {
+        let (seed, violation) = (found.seed, found.violation);
+        panic!(
+            "{violation}\nSIM_SEED={seed} cargo test -p lease-exec-simulation simulation -- \
+             --nocapture\n{summary}"
+        );
+    }
+    // That nothing was broken is worth something only if much was tried.
+    assert!(summary.elections >= ELECTIONS, "{summary}");
+    assert!(summary.hours() > 5_000.0, "{summary}");
+    assert!(summary.hand_overs > ELECTIONS / 2, "{summary}");
+    assert!(summary.starts > ELECTIONS / 2, "{summary}");
+    assert!(summary.losses > ELECTIONS / 100, "{summary}");
+    assert!(summary.faults() > ELECTIONS * 2, "{summary}");
+    assert_eq!(summary.kinds(), Summary::KINDS, "{summary}");
+    for code in [0, 1, 69, 75, 77, 78, 79, 80, 125, 127, 137, 143] {
+        assert!(
+            summary.exits.contains_key(&code),
+            "nobody exited with {code}\n{summary}"
+        );
+    }
+}
+
+#[test]
+fn simulation_of_a_day_without_faults_has_one_holder_and_few_requests() {
+    let plan = Plan {
+        profile: Profile::Day,
+        seed: 1,
+        elections: 5,
+        threads: processors(),
+    };
+    let (summary, found) = run(plan, |_| {});
+    assert_eq!(found, None);
+    assert!(summary.hours() >= 5.0 * 24.0, "{summary}");
+}
+
+#[test]
+fn simulation_of_one_seed_is_always_the_same() {
+    for seed in 1..20 {
+        let (one, two) = (replay(seed, Profile::Mixed), replay(seed, Profile::Mixed));
+        assert!(one.history == two.history, "of seed {seed}");
+        assert!(!one.history.is_empty(), "of seed {seed}");
+    }
+}
+
+/// The simulation can fail: the reserve is just what it must be.
+#[test]
+fn simulation_shows_kills_that_are_a_little_too_slow() {
+    for excess in [-100_000, 0] {
+        let row = tightness(excess, 5_000);
+        assert_eq!(row.violations, 0, "{row:?}");
+    }
+    for excess in [2_000, 20_000] {
+        let row = tightness(excess, 5_000);
+        assert!(row.violations > 0, "{row:?}");
+    }
+}
