@@ -15,7 +15,7 @@ mod trouble;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -47,6 +47,7 @@ pub(crate) struct ControlPlane {
     authority: Authority,
     etcd_port: u16,
     port: u16,
+    bind_address: Ipv4Addr,
     etcd: Mutex<Server>,
     api_server: Mutex<Server>,
     admin: Requests,
@@ -62,16 +63,26 @@ impl ControlPlane {
 
     /// Starts a control plane of the caller's own, and waits until it is ready.
     pub(crate) fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same, but the API server listens on all addresses of this machine, and has a certificate
+    /// for this one of them.
+    pub(crate) fn start_reachable_at(address: Ipv4Addr) -> Self {
+        Self::start_at(Ipv4Addr::UNSPECIFIED, address)
+    }
+
+    fn start_at(bind_address: Ipv4Addr, address: Ipv4Addr) -> Self {
         let group = ServerGroup::new();
         let authority = Authority::new();
-        write_secrets(group.directory(), &authority);
+        write_secrets(group.directory(), &authority, address);
 
         let etcd_port = free_port();
         let etcd = Mutex::new(start_etcd(&group, etcd_port));
         wait_until_etcd_listens(&etcd, etcd_port);
 
         let port = free_port();
-        let api_server = Mutex::new(start_api_server(&group, port, etcd_port));
+        let api_server = Mutex::new(start_api_server(&group, bind_address, port, etcd_port));
         let url = format!("https://127.0.0.1:{port}");
         let admin = kubeconfig::content(&User::Admin, &url, "default", &authority);
         let admin = Requests::new(admin);
@@ -81,6 +92,7 @@ impl ControlPlane {
             authority,
             etcd_port,
             port,
+            bind_address,
             etcd,
             api_server,
             admin,
@@ -359,8 +371,8 @@ impl ControlPlane {
 }
 
 /// Writes what the API server reads: certificates and keys.
-fn write_secrets(directory: &Path, authority: &Authority) {
-    let server = authority.server();
+fn write_secrets(directory: &Path, authority: &Authority, address: Ipv4Addr) {
+    let server = authority.server(address);
     let tokens = TokenKey::new();
     for (name, content) in [
         ("ca.pem", authority.certificate()),
@@ -406,13 +418,19 @@ fn wait_until_etcd_listens(etcd: &Mutex<Server>, port: u16) {
     }
 }
 
-fn start_api_server(group: &ServerGroup, port: u16, etcd_port: u16) -> Server {
+fn start_api_server(
+    group: &ServerGroup,
+    bind_address: Ipv4Addr,
+    port: u16,
+    etcd_port: u16,
+) -> Server {
     let program = programs().join("kube-apiserver");
     let mut command = Command::new(&program);
     command
         .arg(format!("--etcd-servers=http://127.0.0.1:{etcd_port}"))
         .arg(format!("--secure-port={port}"))
-        .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+        .arg(format!("--bind-address={bind_address}"))
+        .arg("--advertise-address=127.0.0.1")
         // There is no service to keep endpoints of, and none may be on the loopback interface.
         .arg("--endpoint-reconciler-type=none")
         .arg("--service-cluster-ip-range=10.0.0.0/24")

@@ -1,5 +1,7 @@
 //! A certificate authority for one control plane, with the certificates that tests ask it for.
 
+use std::net::Ipv4Addr;
+
 use k8s_openapi::ByteString;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -48,9 +50,9 @@ impl Authority {
         self.certificate.pem()
     }
 
-    /// A certificate for a server on this machine.
-    pub(crate) fn server(&self) -> Identity {
-        let names = ["localhost", "127.0.0.1", "::1"].map(String::from);
+    /// A certificate for a server on this machine, which is also called by this address.
+    pub(crate) fn server(&self, address: Ipv4Addr) -> Identity {
+        let names = ["localhost", "127.0.0.1", "::1", &address.to_string()].map(String::from);
         let mut params = CertificateParams::new(names).expect("the names are valid");
         params
             .distinguished_name

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -165,6 +166,20 @@ fn the_api_server_continues_after_a_stop_and_keeps_its_data_when_killed() {
     assert!(answer.is_err(), "{url} answered: {answer:?}");
     control_plane.start_api_server();
     assert_eq!(control_plane.get_lease("default", "nightly"), before);
+}
+
+#[test]
+fn etcd_keeps_its_data_when_killed_behind_an_api_server_on_all_addresses() {
+    // All of 127.0.0.0/8 is this machine.
+    let address = Ipv4Addr::new(127, 0, 0, 2);
+    let control_plane = ControlPlane::start_reachable_at(address);
+    let lease = json!({"spec": {"holderIdentity": "me"}});
+    let written = control_plane.put_lease("default", "nightly", lease);
+    control_plane.kill_etcd();
+    control_plane.start_etcd();
+    assert_eq!(control_plane.get_lease("default", "nightly"), Some(written));
+    let at_address = TcpStream::connect((address, control_plane.port()));
+    assert!(at_address.is_ok(), "{at_address:?}");
 }
 
 #[test]

@@ -31,7 +31,8 @@ impl ControlPlane {
 
     /// Starts a killed API server again, with the same port and data, and waits until it is ready.
     pub(crate) fn start_api_server(&self) {
-        *lock(&self.api_server) = start_api_server(&self.group, self.port, self.etcd_port);
+        *lock(&self.api_server) =
+            start_api_server(&self.group, self.bind_address, self.port, self.etcd_port);
         self.wait_until_ready();
     }
 
@@ -44,7 +45,7 @@ impl ControlPlane {
     /// killing means the first one.
     pub(crate) fn start_second_api_server(&self) -> SecondApiServer {
         let port = free_port();
-        let mut server = start_api_server(&self.group, port, self.etcd_port);
+        let mut server = start_api_server(&self.group, self.bind_address, port, self.etcd_port);
         let url = format!("https://127.0.0.1:{port}");
         let client = self.client_at(&url, User::Admin);
         let is_ready = || {
@@ -102,6 +103,18 @@ impl ControlPlane {
     /// Lets a stopped etcd continue.
     pub(crate) fn continue_etcd(&self) {
         lock(&self.etcd).resume();
+    }
+
+    /// Kills etcd.
+    pub(crate) fn kill_etcd(&self) {
+        lock(&self.etcd).kill();
+    }
+
+    /// Starts a killed etcd again, with the same port and data, and waits until the API server is
+    /// ready.
+    pub(crate) fn start_etcd(&self) {
+        *lock(&self.etcd) = start_etcd(&self.group, self.etcd_port);
+        self.wait_until_ready();
     }
 }
 
