@@ -1,0 +1,146 @@
+//! Nodes with a network of their own, whose link can be cut.
+//!
+//! A node is a network namespace on a bridge; the API server and its proxies are reached at the
+//! bridge's address.
+
+use std::{
+    net::Ipv4Addr,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use crate::tally;
+
+/// The bridge that nodes are connected to. It goes with its cage.
+pub(crate) struct Network {
+    name: String,
+    address: Ipv4Addr,
+    nodes: AtomicUsize,
+}
+
+/// A network namespace. It goes when this is dropped, and with its cage at the latest.
+pub(crate) struct Namespace {
+    pub(crate) name: String,
+    bridge: String,
+    /// The bridge's end of the link.
+    port: String,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+}
+
+/// How a link is cut. Nobody is told: what is sent just never arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Down,
+    Requests,
+    Answers,
+}
+
+impl Network {
+    /// Makes the bridge, with an address that nobody on this machine has.
+    pub(crate) fn new(cage: &str) -> Self {
+        let used = ip(&["-o", "-4", "address"]);
+        // A range that is for tests of networks (RFC 2544).
+        let free = (0..=255).map(|net| Ipv4Addr::new(198, 18, net, 1));
+        let mut free = free.filter(|address| !used.contains(&format!(" {address}/")));
+        let address = free.next().expect("one of 256 networks is free");
+        let network = Self {
+            name: format!("{cage}b"),
+            address,
+            nodes: AtomicUsize::new(0),
+        };
+        let bridge = &network.name;
+        ip(&["link", "add", bridge, "type", "bridge"]);
+        ip(&["address", "add", &format!("{address}/24"), "dev", bridge]);
+        ip(&["link", "set", bridge, "up"]);
+        network
+    }
+
+    /// Where the API server is for nodes.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A new node.
+    pub(crate) fn namespace(&self, cage: &str) -> Namespace {
+        let number = self.nodes.fetch_add(1, Ordering::Relaxed);
+        let [first, second, third, _] = self.address.octets();
+        // Old nodes' numbers come back after a long while, when they are long gone.
+        let last = u8::try_from(number % 250).expect("less than 250") + 2;
+        let namespace = Namespace {
+            name: format!("{cage}n{number}"),
+            bridge: self.name.clone(),
+            port: format!("{cage}v{}", number % 250),
+            address: Ipv4Addr::new(first, second, third, last),
+            gateway: self.address,
+        };
+        let Namespace { name, port, .. } = &namespace;
+        ip(&["netns", "add", name]);
+        ip(&[
+            "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name,
+        ]);
+        ip(&["link", "set", port, "master", &self.name, "up"]);
+        let address = format!("{}/24", namespace.address);
+        ip(&["-n", name, "address", "add", &address, "dev", "eth0"]);
+        ip(&["-n", name, "link", "set", "eth0", "up"]);
+        ip(&["-n", name, "link", "set", "lo", "up"]);
+        namespace
+    }
+}
+
+impl Namespace {
+    pub(crate) fn cut(&self, cut: Cut) {
+        let (node, gateway) = (self.address.to_string(), self.gateway.to_string());
+        // Frames to a card that nobody has.
+        let nowhere = ["lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev"];
+        let replace = |to| [&["neighbour", "replace", to][..], &nowhere].concat();
+        let name = match cut {
+            Cut::Down => {
+                ip(&["link", "set", &self.port, "down"]);
+                "links of nodes taken down"
+            }
+            Cut::Requests => {
+                ip(&[&["-n", &self.name][..], &replace(&gateway), &["eth0"]].concat());
+                "links of nodes cut towards the server"
+            }
+            Cut::Answers => {
+                ip(&[&replace(&node)[..], &[&self.bridge]].concat());
+                "links of nodes cut towards the node"
+            }
+        };
+        tally::count(name);
+    }
+
+    pub(crate) fn mend(&self, cut: Cut) {
+        let (node, gateway) = (self.address.to_string(), self.gateway.to_string());
+        let delete = ["neighbour", "del"];
+        match cut {
+            Cut::Down => ip(&["link", "set", &self.port, "up"]),
+            Cut::Requests => {
+                let own = ["-n", &self.name];
+                ip(&[&own[..], &delete, &[&gateway, "dev", "eth0"]].concat())
+            }
+            Cut::Answers => ip(&[&delete[..], &[&node, "dev", &self.bridge]].concat()),
+        };
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // What fails here the janitor does; we may be unwinding already.
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output();
+    let output = output.expect("ip, of iproute2, can be run");
+    let (text, problem) = (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    );
+    assert!(output.status.success(), "ip {arguments:?}: {problem}");
+    text
+}

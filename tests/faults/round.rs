@@ -1,0 +1,343 @@
+//! One round: trouble of one kind in an arena, and what must be true during it and afterwards.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    arena::{Arena, LIMIT, Verdict},
+    control_plane::ControlPlane,
+    history::Term,
+    network::Cut,
+    node::{guard_of, signal},
+    proxy::{Active, Fault, Status},
+    random::Random,
+    scenario::{self, Outage, Scenario, Trouble, Whom},
+    statistics, tally,
+};
+
+/// Plays a round, and says what was wrong.
+pub(crate) fn play(
+    arena: &mut Arena,
+    scenario: &Scenario,
+    seed: u64,
+    control_plane: &ControlPlane,
+) -> Verdict {
+    arena.note(&format!("round {} {seed}", scenario.name));
+    arena.random = Random::new(seed);
+    arena.explained.clear();
+    if let Trouble::Apart(_) = scenario.trouble {
+        return overlap(arena);
+    }
+    let terms = arena.history.terms.len();
+    let term = arena.settle()?;
+    let injected = arena.injected();
+    match scenario.trouble {
+        Trouble::HandOver => hand_over(arena, &term)?,
+        Trouble::Link(fault) => link(arena, &term, fault)?,
+        Trouble::Process(kind, whom) => process(arena, kind, whom)?,
+        Trouble::Network(cut) => network(arena, &term, cut)?,
+        Trouble::Servers(outage) => servers(arena, control_plane, outage)?,
+        Trouble::Mix => mix(arena)?,
+        // Dealt with above.
+        Trouble::Apart(_) => {}
+    }
+    arena.heal();
+    arena.expect_progress()?;
+    let has_links = matches!(scenario.trouble, Trouble::Link(_) | Trouble::Mix);
+    if has_links && arena.injected() == injected {
+        return Err("no fault took effect".to_owned());
+    }
+    // The first term takes over from nobody.
+    let new = arena.history.terms.len() - terms.max(1);
+    statistics::with(|statistics| match scenario.trouble {
+        Trouble::HandOver => statistics.after_release += new,
+        Trouble::Process(Signal::SIGKILL, _) => statistics.after_crash += new,
+        _ => statistics.after_trouble += new,
+    });
+    Ok(())
+}
+
+/// The holder is asked to end, and another one starts.
+fn hand_over(arena: &mut Arena, term: &Term) -> Verdict {
+    let wait = arena
+        .random
+        .between(Duration::ZERO, Duration::from_millis(700));
+    arena.pass(wait)?;
+    let front = arena.nodes[term.node].front();
+    let front = front.ok_or("the holder has ended by itself")?;
+    signal(front, Signal::SIGTERM, "SIGTERM to lease-exec");
+    let next = arena.expect_term_after(term.token)?;
+    let ended = arena
+        .history
+        .terms
+        .iter()
+        .find(|old| old.token == term.token);
+    let ended = ended.ok_or("the term is not in the history")?.last;
+    // Earlier would have been a violation.
+    let gap = next.started.saturating_sub(ended);
+    arena.note(&format!("handed over in {gap:?}"));
+    statistics::with(|statistics| statistics.hand_overs.push(gap));
+    Ok(())
+}
+
+/// A fault of one node's link, which in most cases is the holder's.
+fn link(arena: &mut Arena, term: &Term, fault: fn(&mut Random) -> Fault) -> Verdict {
+    let fault = fault(&mut arena.random);
+    explain(arena, fault);
+    let longest = arena.lease_duration() * 5 / 2;
+    let window = arena.random.between(Duration::from_millis(1500), longest);
+    let percent = *arena.random.pick(&[100, 100, 70, 40]);
+    let active = [Active { fault, percent }];
+    match arena.random.below(10) {
+        0..6 => arena.afflict(term.node, &active),
+        6..8 => {
+            let node = arena.random.below(arena.nodes.len());
+            arena.afflict(node, &active);
+        }
+        _ => {
+            for node in 0..arena.nodes.len() {
+                arena.afflict(node, &active);
+            }
+        }
+    }
+    let injected = arena.injected();
+    arena.pass(window)?;
+    // Standbys of a calm lease ask seldom, and rare faults meet few.
+    let always = [Active {
+        fault,
+        percent: 100,
+    }];
+    if arena.injected() == injected {
+        for node in 0..arena.nodes.len() {
+            arena.afflict(node, &always);
+        }
+        arena.wait_until("a fault takes effect", |arena| {
+            (arena.injected() > injected).then_some(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Says which exit codes a fault explains: who is told that he may not do it gives up.
+fn explain(arena: &mut Arena, fault: Fault) {
+    if let Fault::Answer(Status {
+        code: 401 | 403, ..
+    }) = fault
+    {
+        arena.explained.push(77);
+    }
+}
+
+/// Processes of the holder are killed, or stopped for a while.
+fn process(arena: &mut Arena, kind: Signal, whom: Whom) -> Verdict {
+    if whom == Whom::Guard || whom == Whom::FrontAndGuard {
+        // Front fails when the guard dies.
+        arena.explained.push(125);
+    }
+    let wait = arena
+        .random
+        .between(Duration::ZERO, Duration::from_millis(1500));
+    arena.pass(wait)?;
+    let (term, pids) = arena.wait_until("the holder's processes are there", |arena| {
+        let term = arena.history.current()?.clone();
+        let pids = pids(arena, &term, whom)?;
+        Some((term, pids))
+    })?;
+    let name = fault_name(kind, whom);
+    arena.note(&format!("{kind} to {pids:?}"));
+    if !pids.iter().all(|pid| signal(*pid, kind, name)) {
+        return Err("the holder's processes have ended by themselves".to_owned());
+    }
+    match kind {
+        Signal::SIGKILL => {
+            if let Whom::Front | Whom::FrontAndGuard = whom {
+                crash(arena, &term)?;
+            } else {
+                arena.expect_term_after(term.token)?;
+            }
+        }
+        _ => {
+            let longest = arena.lease_duration() * 2;
+            let window = arena.random.between(Duration::from_millis(50), longest);
+            arena.pass(window)?;
+            for pid in pids {
+                // Those that are left; numbers are not given out again so soon.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the take-over after a holder's death, which must not come before its lease is over.
+fn crash(arena: &mut Arena, term: &Term) -> Verdict {
+    // So that what the holder had sent is through, and long before anybody may take over.
+    arena.pass(Duration::from_millis(300))?;
+    let renewed = arena.nodes[term.node].link.renewed();
+    let duration = arena.nodes[term.node].lease_duration;
+    let next = arena.expect_term_after(term.token)?;
+    let renewed = renewed.ok_or("the holder's renewals did not come by")?;
+    let earliest = renewed + duration.mul_f64(0.999);
+    let late = next.started.checked_sub(earliest);
+    let late = late.ok_or_else(|| format!("taken over {:?} too early", earliest - next.started))?;
+    arena.note(&format!("taken over {late:?} after the end"));
+    statistics::with(|statistics| statistics.crashes.push(late));
+    Ok(())
+}
+
+fn pids(arena: &Arena, term: &Term, whom: Whom) -> Option<Vec<i32>> {
+    let front = arena.nodes[term.node].front()?;
+    let guard = guard_of(term.pid)?;
+    Some(match whom {
+        Whom::Front => vec![front],
+        Whom::Guard => vec![guard],
+        Whom::Command => vec![term.pid],
+        Whom::FrontAndGuard => vec![front, guard],
+    })
+}
+
+fn fault_name(kind: Signal, whom: Whom) -> &'static str {
+    match (kind, whom) {
+        (Signal::SIGKILL, Whom::Front) => "SIGKILL to front",
+        (Signal::SIGKILL, Whom::Guard) => "SIGKILL to the guard",
+        (Signal::SIGKILL, Whom::Command) => "SIGKILL to the command",
+        (Signal::SIGKILL, Whom::FrontAndGuard) => "SIGKILL to front and guard (each counted)",
+        (_, Whom::Front) => "SIGSTOP to front",
+        (_, Whom::Guard) => "SIGSTOP to the guard",
+        (_, Whom::Command) => "SIGSTOP to the command",
+        (_, Whom::FrontAndGuard) => "SIGSTOP to front and guard (each counted)",
+    }
+}
+
+/// The network of a node, which in most cases is the holder's, is cut.
+fn network(arena: &mut Arena, term: &Term, cut: Cut) -> Verdict {
+    let node = match arena.random.percent(75) {
+        true => term.node,
+        false => arena.random.below(arena.nodes.len()),
+    };
+    let longest = arena.lease_duration() * 5 / 2;
+    let window = arena.random.between(Duration::from_millis(500), longest);
+    arena.note(&format!("node {node}: {cut:?} for {window:?}"));
+    arena.namespace(node)?.cut(cut);
+    let passed = arena.pass(window);
+    arena.namespace(node)?.mend(cut);
+    arena.note("mended");
+    passed
+}
+
+/// The API server or etcd fails, for all nodes.
+fn servers(arena: &mut Arena, control_plane: &ControlPlane, outage: Outage) -> Verdict {
+    let longest = arena.lease_duration() * 2;
+    let window = arena.random.between(Duration::from_millis(500), longest);
+    arena.note(&format!("{outage:?} for {window:?}"));
+    match outage {
+        Outage::ApiServerStopped => {
+            tally::count("API server stopped");
+            control_plane.stop_api_server();
+            let passed = arena.pass(window);
+            control_plane.continue_api_server();
+            passed
+        }
+        Outage::ApiServerKilled => restart_api_server(arena, control_plane, window),
+        Outage::ApiServerRestartedThrice => {
+            for _ in 0..3 {
+                restart_api_server(arena, control_plane, Duration::from_millis(100))?;
+            }
+            Ok(())
+        }
+        Outage::EtcdStopped => {
+            tally::count("etcd stopped");
+            control_plane.stop_etcd();
+            let passed = arena.pass(window);
+            control_plane.continue_etcd();
+            passed
+        }
+        Outage::EtcdKilled => {
+            tally::count("etcd killed");
+            control_plane.kill_etcd();
+            let passed = arena.pass(window);
+            control_plane.start_etcd();
+            passed
+        }
+    }
+}
+
+fn restart_api_server(
+    arena: &mut Arena,
+    control_plane: &ControlPlane,
+    window: Duration,
+) -> Verdict {
+    tally::count("API server killed");
+    control_plane.kill_api_server();
+    let passed = arena.pass(window);
+    control_plane.start_api_server();
+    passed
+}
+
+/// Several kinds of trouble one after the other and at once, 60 % of it for the holder.
+fn mix(arena: &mut Arena) -> Verdict {
+    // A guard may be killed, and access be forbidden.
+    arena.explained.extend([77, 125]);
+    let phases = 3 + arena.random.below(4);
+    let mut stopped = None;
+    // Only once: the tree may outlive front and guard if both are struck.
+    let strikes_in = arena.random.below(2 * phases);
+    for phase in 0..phases {
+        let node = match (arena.random.percent(60), arena.history.current()) {
+            (true, Some(term)) => term.node,
+            _ => arena.random.below(arena.nodes.len()),
+        };
+        let faults = (0..1 + arena.random.below(2)).map(|_| Active {
+            fault: scenario::fault(&mut arena.random),
+            percent: *arena.random.pick(&[100, 50, 20]),
+        });
+        let faults = faults.collect::<Vec<_>>();
+        arena.afflict(node, &faults);
+        if phase == strikes_in {
+            stopped = strike(arena);
+        }
+        let time = arena
+            .random
+            .between(Duration::from_millis(300), Duration::from_secs(3));
+        arena.pass(time)?;
+        if arena.random.percent(40) {
+            arena.afflict(node, &[]);
+        }
+    }
+    if let Some(pid) = stopped {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT);
+    }
+    Ok(())
+}
+
+/// Sends one process of the holder, if there is one, SIGKILL or SIGSTOP; returns who is stopped.
+fn strike(arena: &mut Arena) -> Option<i32> {
+    let whom = *arena
+        .random
+        .pick(&[Whom::Front, Whom::Guard, Whom::Command]);
+    let kind = *arena.random.pick(&[Signal::SIGKILL, Signal::SIGSTOP]);
+    let term = arena.history.current()?.clone();
+    let pid = pids(arena, &term, whom)?[0];
+    arena.note(&format!("{kind} to {whom:?} {pid}"));
+    signal(pid, kind, fault_name(kind, whom));
+    (kind == Signal::SIGSTOP).then_some(pid)
+}
+
+/// Instances with different leases run at once, and the harness must see it.
+fn overlap(arena: &mut Arena) -> Verdict {
+    let deadline = std::time::Instant::now() + LIMIT;
+    // Commands that find the lock taken end so.
+    arena.explained.push(99);
+    while std::time::Instant::now() < deadline {
+        // The violation is what it waits for.
+        let looked = arena.look();
+        if let Some(violation) = arena.history.violation().map(str::to_owned) {
+            arena.note(&format!("seen, as it should be: {violation}"));
+            return Ok(());
+        }
+        looked?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err("two that run at once were not seen".to_owned())
+}

@@ -1,0 +1,178 @@
+//! Plays rounds side by side, and keeps count of them.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    arena::{Arena, Ground},
+    cage::Cage,
+    control_plane::ControlPlane,
+    network::Network,
+    random::Random,
+    round,
+    scenario::{Scenario, Servers},
+    statistics,
+};
+
+/// A round to be played.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    pub(crate) scenario: &'static Scenario,
+    pub(crate) seed: u64,
+}
+
+/// All that rounds need, set up.
+pub(crate) struct Runner {
+    cage: Cage,
+    network: Network,
+    shared: OnceLock<ControlPlane>,
+    /// For outages, which only one round at a time can have.
+    own: OnceLock<ControlPlane>,
+    directory: PathBuf,
+    lanes: usize,
+    begun: Instant,
+    passed: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+    lateness: AtomicU64,
+    is_over: AtomicBool,
+}
+
+impl Runner {
+    /// Sets everything up, lets `play` use it, and takes it down again.
+    pub(crate) fn with<T>(lanes: usize, play: impl FnOnce(&Self) -> T) -> T {
+        let cage = Cage::new();
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(cage.name());
+        fs::create_dir_all(&directory).expect("cargo's directory for tests can be written");
+        let runner = Self {
+            network: Network::new(cage.name()),
+            cage,
+            shared: OnceLock::new(),
+            own: OnceLock::new(),
+            directory,
+            lanes,
+            begun: Instant::now(),
+            passed: AtomicUsize::new(0),
+            failures: Mutex::default(),
+            lateness: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+        };
+        let outcome = thread::scope(|scope| {
+            scope.spawn(|| runner.measure_lateness());
+            // Also when it panics, so that the other thread ends.
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| play(&runner)));
+            runner.is_over.store(true, Ordering::Relaxed);
+            outcome
+        });
+        // Only if no evidence is in it.
+        let _ = fs::remove_dir(&runner.directory);
+        outcome.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+
+    /// Plays all of these; the rounds of a block follow each other in one arena.
+    pub(crate) fn play(&self, blocks: Vec<Vec<Job>>) {
+        let is_own = |block: &Vec<Job>| block[0].scenario.servers() == Servers::Own;
+        let (own, shared): (VecDeque<_>, VecDeque<_>) = blocks.into_iter().partition(is_own);
+        let (own, shared) = (Mutex::new(own), Mutex::new(shared));
+        thread::scope(|scope| {
+            scope.spawn(|| self.work(&own, &self.own));
+            for _ in 0..self.lanes {
+                scope.spawn(|| self.work(&shared, &self.shared));
+            }
+        });
+    }
+
+    /// How many rounds passed, and what failed.
+    pub(crate) fn outcome(&self) -> (usize, Vec<String>) {
+        let passed = self.passed.load(Ordering::Relaxed);
+        (passed, lock(&self.failures).clone())
+    }
+
+    pub(crate) fn summary(&self) -> String {
+        let (passed, failures) = self.outcome();
+        let lateness = Duration::from_micros(self.lateness.load(Ordering::Relaxed));
+        format!(
+            "rounds: {} ({passed} passed), {} at once\nthis program's latest wake-up: {lateness:.1?} \
+             late\n{}",
+            passed + failures.len(),
+            self.lanes,
+            statistics::with(|statistics| statistics.summary())
+        )
+    }
+
+    fn work(&self, blocks: &Mutex<VecDeque<Vec<Job>>>, servers: &OnceLock<ControlPlane>) {
+        // Not locked while a block is played.
+        let next = || lock(blocks).pop_front();
+        while let Some(block) = next() {
+            let address = self.network.address();
+            let control_plane = servers.get_or_init(|| ControlPlane::start_reachable_at(address));
+            let ground = Ground {
+                cage: &self.cage,
+                network: &self.network,
+                control_plane,
+                directory: &self.directory,
+            };
+            let mut arena = None;
+            for job in block {
+                let arena_of_job = arena.take();
+                arena = self.round(&ground, job, arena_of_job);
+            }
+        }
+    }
+
+    /// Plays one round, and returns the arena if it can be used for another.
+    fn round(&self, ground: &Ground, job: Job, arena: Option<Arena>) -> Option<Arena> {
+        let Job { scenario, seed } = job;
+        let begun = Instant::now();
+        let mut arena =
+            arena.unwrap_or_else(|| Arena::new(ground, scenario.setting(), Random::new(seed)));
+        let played = panic::catch_unwind(AssertUnwindSafe(|| {
+            round::play(&mut arena, scenario, seed, ground.control_plane)
+        }));
+        let verdict = played.unwrap_or_else(|_| Err("the harness panicked, see above".to_owned()));
+        let at = self.begun.elapsed().as_secs_f64();
+        let took = begun.elapsed().as_secs_f64();
+        let name = scenario.name;
+        match verdict {
+            Ok(()) => {
+                self.passed.fetch_add(1, Ordering::Relaxed);
+                println!("{at:7.1} s  {name} --seed {seed} ... ok ({took:.1} s)");
+                (!scenario.is_of_teeth()).then_some(arena)
+            }
+            Err(problem) => {
+                let evidence = arena.keep(&problem);
+                println!("{at:7.1} s  {name} --seed {seed} ... FAILED\n{evidence}");
+                let again = format!("--scenario {name} --seed {seed}: {problem}");
+                lock(&self.failures).push(again);
+                None
+            }
+        }
+    }
+
+    /// Measures how late this program wakes up: where that nears the reserve, the machine is too busy
+    /// to say anything about lease-exec.
+    fn measure_lateness(&self) {
+        const NAP: Duration = Duration::from_millis(10);
+        while !self.is_over.load(Ordering::Relaxed) {
+            let before = Instant::now();
+            thread::sleep(NAP);
+            let late = before.elapsed().saturating_sub(NAP);
+            let late = u64::try_from(late.as_micros()).unwrap_or(u64::MAX);
+            self.lateness.fetch_max(late, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A panic in another thread must not become one here.
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
