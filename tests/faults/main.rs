@@ -138,7 +138,7 @@ fn release(runner: &Runner, seed: u64) {
             Trouble::Servers(_) => 6,
             Trouble::Mix => 60,
             Trouble::HandOver => 300,
-            Trouble::Apart(_) => 2,
+            Trouble::Apart(_) | Trouble::Forgery => 1,
         };
         scenarios.extend(vec![scenario; rounds]);
     }

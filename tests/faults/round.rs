@@ -1,13 +1,13 @@
 //! One round: trouble of one kind in an arena, and what must be true during it and afterwards.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use nix::sys::signal::Signal;
 
 use crate::{
     arena::{Arena, LIMIT, Verdict},
     control_plane::ControlPlane,
-    history::Term,
+    history::{History, Term},
     network::Cut,
     node::{guard_of, signal},
     proxy::{Active, Fault, Status},
@@ -26,8 +26,10 @@ pub(crate) fn play(
     arena.note(&format!("round {} {seed}", scenario.name));
     arena.random = Random::new(seed);
     arena.explained.clear();
-    if let Trouble::Apart(_) = scenario.trouble {
-        return overlap(arena);
+    match scenario.trouble {
+        Trouble::Apart(_) => return overlap(arena),
+        Trouble::Forgery => return forgery(arena),
+        _ => {}
     }
     let terms = arena.history.terms.len();
     let term = arena.settle()?;
@@ -40,7 +42,7 @@ pub(crate) fn play(
         Trouble::Servers(outage) => servers(arena, control_plane, outage)?,
         Trouble::Mix => mix(arena)?,
         // Dealt with above.
-        Trouble::Apart(_) => {}
+        Trouble::Apart(_) | Trouble::Forgery => {}
     }
     arena.heal();
     arena.expect_progress()?;
@@ -119,13 +121,12 @@ fn link(arena: &mut Arena, term: &Term, fault: fn(&mut Random) -> Fault) -> Verd
     Ok(())
 }
 
-/// Says which exit codes a fault explains: who is told that he may not do it gives up.
+/// Says which exit codes a fault explains: a candidate whom the server does not want gives up.
 fn explain(arena: &mut Arena, fault: Fault) {
-    if let Fault::Answer(Status {
-        code: 401 | 403, ..
-    }) = fault
-    {
-        arena.explained.push(77);
+    match fault {
+        Fault::Answer(Status::UNAUTHORIZED) => arena.explained.push(78),
+        Fault::Answer(Status::FORBIDDEN) => arena.explained.push(77),
+        _ => {}
     }
 }
 
@@ -277,8 +278,8 @@ fn restart_api_server(
 
 /// Several kinds of trouble one after the other and at once, 60 % of it for the holder.
 fn mix(arena: &mut Arena) -> Verdict {
-    // A guard may be killed, and access be forbidden.
-    arena.explained.extend([77, 125]);
+    // A guard may be killed, and access be denied.
+    arena.explained.extend([77, 78, 125]);
     let phases = 3 + arena.random.below(4);
     let mut stopped = None;
     // Only once: the tree may outlive front and guard if both are struck.
@@ -340,4 +341,39 @@ fn overlap(arena: &mut Arena) -> Verdict {
         std::thread::sleep(Duration::from_millis(10));
     }
     Err("two that run at once were not seen".to_owned())
+}
+
+/// Logs that no two commands can have written alone must be seen through, and a good one believed.
+fn forgery(arena: &Arena) -> Verdict {
+    let good = "start 7 1 root 0 10 -\ntick 7 1 root 0 20 1\ntick 7 2 child 0 21 -\n\
+                tick 7 1 root 0 30 2\nstop 7 1 root 0 40 -\n\
+                start 9 3 root 1 50 -\ntick 9 3 root 1 60 4\n";
+    let forgeries = [
+        ("overlap 11 4 root 2 70 -", "the lock was taken"),
+        ("start 9 4 root 2 70 -", "the token did not grow"),
+        ("start 8 4 root 2 70 -", "the token did not grow"),
+        ("start 11 4 root 2 55 -", "older than the last sign of life"),
+        ("tick 7 2 child 0 70 -", "a process of an older term lives"),
+        ("stop 7 2 child 0 70 -", "a process of an older term lives"),
+        ("tick 9 3 root 1 70 4", "the counter is not exact"),
+        ("tick 9 3 root 1 70 6", "the counter is not exact"),
+        ("something else", "a line is malformed"),
+    ];
+    let path = arena.history.path().with_file_name("forged");
+    let violation = |text: &str| {
+        fs::write(&path, text).expect("a file can be written");
+        let mut history = History::new(path.clone());
+        history.refresh();
+        history.violation().map(str::to_owned)
+    };
+    if let Some(problem) = violation(good) {
+        return Err(format!("a good log is not believed: {problem}"));
+    }
+    for (line, expected) in forgeries {
+        match violation(&format!("{good}{line}\n")) {
+            Some(problem) if problem.contains(expected) => {}
+            other => return Err(format!("{line:?} was taken for {other:?}")),
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! What can happen to the instances, by name.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -9,7 +11,6 @@ use crate::{
     random::Random,
     witness::Shape,
 };
-use std::time::Duration;
 
 /// A kind of round.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,8 @@ pub(crate) enum Trouble {
     Mix,
     /// Instances use different leases: they must be seen to overlap.
     Apart(Shape),
+    /// Logs with every kind of overlap must be told from a good one.
+    Forgery,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +77,8 @@ impl Scenario {
             | Trouble::Process(..)
             | Trouble::Network(_)
             | Trouble::Servers(_)
-            | Trouble::HandOver => Shape::Tree,
+            | Trouble::HandOver
+            | Trouble::Forgery => Shape::Tree,
         };
         let nodes = match self.trouble {
             Trouble::Network(_) => Nodes::Networks,
@@ -83,7 +87,8 @@ impl Scenario {
             | Trouble::Process(..)
             | Trouble::Servers(_)
             | Trouble::HandOver
-            | Trouble::Mix => Nodes::Local,
+            | Trouble::Mix
+            | Trouble::Forgery => Nodes::Local,
         };
         Setting { shape, nodes }
     }
@@ -97,7 +102,7 @@ impl Scenario {
 
     /// Whether it shows that the harness sees what it must.
     pub(crate) fn is_of_teeth(&self) -> bool {
-        matches!(self.trouble, Trouble::Apart(_))
+        matches!(self.trouble, Trouble::Apart(_) | Trouble::Forgery)
     }
 }
 
@@ -155,6 +160,7 @@ pub(crate) const SCENARIOS: &[Scenario] = scenarios! {
     "mix" => Mix,
     "teeth-lock" => Apart(Shape::Tree),
     "teeth-order" => Apart(Shape::Lockless),
+    "teeth-forgery" => Forgery,
 };
 
 /// The scenario of this name.
