@@ -105,20 +105,25 @@ fn link(arena: &mut Arena, term: &Term, fault: fn(&mut Random) -> Fault) -> Verd
     }
     let injected = arena.injected();
     arena.pass(window)?;
-    // Standbys of a calm lease ask seldom, and rare faults meet few.
+    insist(arena, injected, fault)
+}
+
+/// Sees to it that a round has had a fault: standbys of a calm lease ask seldom, rare faults meet few
+/// requests, and a stopped holder sends none.
+fn insist(arena: &mut Arena, injected: u64, fault: Fault) -> Verdict {
+    if arena.injected() > injected {
+        return Ok(());
+    }
     let always = [Active {
         fault,
         percent: 100,
     }];
-    if arena.injected() == injected {
-        for node in 0..arena.nodes.len() {
-            arena.afflict(node, &always);
-        }
-        arena.wait_until("a fault takes effect", |arena| {
-            (arena.injected() > injected).then_some(())
-        })?;
+    for node in 0..arena.nodes.len() {
+        arena.afflict(node, &always);
     }
-    Ok(())
+    arena.wait_until("a fault takes effect", |arena| {
+        (arena.injected() > injected).then_some(())
+    })
 }
 
 /// Says which exit codes a fault explains: a candidate whom the server does not want gives up.
@@ -147,7 +152,9 @@ fn process(arena: &mut Arena, kind: Signal, whom: Whom) -> Verdict {
     })?;
     let name = fault_name(kind, whom);
     arena.note(&format!("{kind} to {pids:?}"));
-    if !pids.iter().all(|pid| signal(*pid, kind, name)) {
+    // The second may have ended because of the first.
+    let sent = pids.iter().map(|pid| signal(*pid, kind, name));
+    if !sent.collect::<Vec<_>>()[0] {
         return Err("the holder's processes have ended by themselves".to_owned());
     }
     match kind {
@@ -194,6 +201,7 @@ fn pids(arena: &Arena, term: &Term, whom: Whom) -> Option<Vec<i32>> {
         Whom::Front => vec![front],
         Whom::Guard => vec![guard],
         Whom::Command => vec![term.pid],
+        // In the other order front might release the lease before it is its turn.
         Whom::FrontAndGuard => vec![front, guard],
     })
 }
@@ -280,6 +288,7 @@ fn restart_api_server(
 fn mix(arena: &mut Arena) -> Verdict {
     // A guard may be killed, and access be denied.
     arena.explained.extend([77, 78, 125]);
+    let injected = arena.injected();
     let phases = 3 + arena.random.below(4);
     let mut stopped = None;
     // Only once: the tree may outlive front and guard if both are struck.
@@ -309,7 +318,7 @@ fn mix(arena: &mut Arena) -> Verdict {
     if let Some(pid) = stopped {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT);
     }
-    Ok(())
+    insist(arena, injected, Fault::LoseAnswer)
 }
 
 /// Sends one process of the holder, if there is one, SIGKILL or SIGSTOP; returns who is stopped.

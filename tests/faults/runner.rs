@@ -99,7 +99,7 @@ impl Runner {
 
     pub(crate) fn summary(&self) -> String {
         let (passed, failures) = self.outcome();
-        let lateness = Duration::from_micros(self.lateness.load(Ordering::Relaxed));
+        let lateness = self.lateness();
         format!(
             "rounds: {} ({passed} passed), {} at once\nthis program's latest wake-up: {lateness:.1?} \
              late\n{}",
@@ -150,12 +150,20 @@ impl Runner {
             }
             Err(problem) => {
                 let evidence = arena.keep(&problem);
-                println!("{at:7.1} s  {name} --seed {seed} ... FAILED\n{evidence}");
+                let late = self.lateness();
+                println!(
+                    "{at:7.1} s  {name} --seed {seed} ... FAILED\n{evidence}\
+                     this program's latest wake-up so far: {late:.1?} late"
+                );
                 let again = format!("--scenario {name} --seed {seed}: {problem}");
                 lock(&self.failures).push(again);
                 None
             }
         }
+    }
+
+    fn lateness(&self) -> Duration {
+        Duration::from_micros(self.lateness.load(Ordering::Relaxed))
     }
 
     /// Measures how late this program wakes up: where that nears the reserve, the machine is too busy

@@ -168,10 +168,9 @@ impl Connection {
             }
             Fault::CutRequest => {
                 self.shared.inject(number, fault);
-                let whole = request.bytes();
-                let cut = self.shared.place(whole.len());
+                let cut = self.shared.place(request.bytes().len());
                 let server = self.connect().await?;
-                server.stream.write_all(&whole[..cut]).await?;
+                server.stream.write_all(&request.bytes()[..cut]).await?;
                 server.stream.flush().await?;
                 client.stream.get_ref().0.set_zero_linger()?;
                 return Ok(false);
@@ -184,17 +183,7 @@ impl Connection {
             }
             Fault::RepeatWrite => {
                 self.shared.inject(number, fault);
-                let server = self.connect().await?;
-                server.stream.write_all(&request.bytes()).await?;
-                server.stream.flush().await?;
-                let head = server.head().await?;
-                let body = server.body(&head).await?;
-                let (code, stored) = (head.word(1), record(&body));
-                if code == "200" && request.is_of_holder() {
-                    self.shared.carried_out(request.came_in);
-                }
-                self.shared
-                    .note(number, &format!("the first of two: {code}, {stored}"));
+                self.send_first_of_two(request).await?;
             }
             // These come with the answer.
             Fault::BlackHole(Way::Answers)
@@ -206,6 +195,22 @@ impl Connection {
             | Fault::DoubleWatch => {}
         }
         Ok(true)
+    }
+
+    /// Sends a write whose answer nobody gets.
+    async fn send_first_of_two(&mut self, request: &Request) -> io::Result<()> {
+        let server = self.connect().await?;
+        server.stream.write_all(&request.bytes()).await?;
+        server.stream.flush().await?;
+        let head = server.head().await?;
+        let body = server.body(&head).await?;
+        let (code, stored) = (head.word(1), record(&body));
+        if matches!(&*code, "200" | "201") && request.is_of_holder() {
+            self.shared.carried_out(request.came_in);
+        }
+        let text = format!("the first of two was answered {code}, {stored}");
+        self.shared.note(self.number, &text);
+        Ok(())
     }
 
     /// Passes a request on, and returns where its answer will come from.
