@@ -136,7 +136,7 @@ fn release(runner: &Runner, seed: u64) {
             Trouble::Link(_) => 10,
             Trouble::Network(_) => 15,
             Trouble::Servers(_) => 6,
-            Trouble::Mix => 60,
+            Trouble::Mix(_) => 40,
             Trouble::HandOver => 300,
             Trouble::Apart(_) | Trouble::Forgery => 1,
         };

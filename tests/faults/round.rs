@@ -40,13 +40,13 @@ pub(crate) fn play(
         Trouble::Process(kind, whom) => process(arena, kind, whom)?,
         Trouble::Network(cut) => network(arena, &term, cut)?,
         Trouble::Servers(outage) => servers(arena, control_plane, outage)?,
-        Trouble::Mix => mix(arena)?,
+        Trouble::Mix(_) => mix(arena)?,
         // Dealt with above.
         Trouble::Apart(_) | Trouble::Forgery => {}
     }
     arena.heal();
     arena.expect_progress()?;
-    let has_links = matches!(scenario.trouble, Trouble::Link(_) | Trouble::Mix);
+    let has_links = matches!(scenario.trouble, Trouble::Link(_) | Trouble::Mix(_));
     if has_links && arena.injected() == injected {
         return Err("no fault took effect".to_owned());
     }
@@ -54,7 +54,7 @@ pub(crate) fn play(
     let new = arena.history.terms.len() - terms.max(1);
     statistics::with(|statistics| match scenario.trouble {
         Trouble::HandOver => statistics.after_release += new,
-        Trouble::Process(Signal::SIGKILL, _) => statistics.after_crash += new,
+        Trouble::Process(Signal::SIGKILL, _) => statistics.after_kill += new,
         _ => statistics.after_trouble += new,
     });
     Ok(())
@@ -186,9 +186,13 @@ fn crash(arena: &mut Arena, term: &Term) -> Verdict {
     let duration = arena.nodes[term.node].lease_duration;
     let next = arena.expect_term_after(term.token)?;
     let renewed = renewed.ok_or("the holder's renewals did not come by")?;
+    // Clocks may differ by so much; ours is the same.
     let earliest = renewed + duration.mul_f64(0.999);
-    let late = next.started.checked_sub(earliest);
-    let late = late.ok_or_else(|| format!("taken over {:?} too early", earliest - next.started))?;
+    if next.started < earliest {
+        let early = earliest - next.started;
+        return Err(format!("taken over {early:?} too early"));
+    }
+    let late = next.started.saturating_sub(renewed + duration);
     arena.note(&format!("taken over {late:?} after the end"));
     statistics::with(|statistics| statistics.crashes.push(late));
     Ok(())
@@ -307,10 +311,19 @@ fn mix(arena: &mut Arena) -> Verdict {
         if phase == strikes_in {
             stopped = strike(arena);
         }
+        let cut = arena.nodes[node].namespace.is_some() && arena.random.percent(40);
+        let cut = cut.then(|| *arena.random.pick(&[Cut::Down, Cut::Requests, Cut::Answers]));
+        if let Some(cut) = cut {
+            arena.note(&format!("node {node}: {cut:?}"));
+            arena.namespace(node)?.cut(cut);
+        }
         let time = arena
             .random
             .between(Duration::from_millis(300), Duration::from_secs(3));
         arena.pass(time)?;
+        if let Some(cut) = cut {
+            arena.namespace(node)?.mend(cut);
+        }
         if arena.random.percent(40) {
             arena.afflict(node, &[]);
         }
@@ -318,7 +331,8 @@ fn mix(arena: &mut Arena) -> Verdict {
     if let Some(pid) = stopped {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT);
     }
-    insist(arena, injected, Fault::LoseAnswer)
+    // Standbys have connections too, if only to watch.
+    insist(arena, injected, Fault::Reset)
 }
 
 /// Sends one process of the holder, if there is one, SIGKILL or SIGSTOP; returns who is stopped.

@@ -33,7 +33,7 @@ pub(crate) enum Trouble {
     /// The holder is asked to end.
     HandOver,
     /// A bit of everything, to several at once.
-    Mix,
+    Mix(Nodes),
     /// Instances use different leases: they must be seen to overlap.
     Apart(Shape),
     /// Logs with every kind of overlap must be told from a good one.
@@ -72,7 +72,7 @@ impl Scenario {
         let shape = match self.trouble {
             Trouble::Process(_, Whom::FrontAndGuard) => Shape::Group,
             Trouble::Apart(shape) => shape,
-            Trouble::Mix => Shape::Stubborn,
+            Trouble::Mix(_) => Shape::Stubborn,
             Trouble::Link(_)
             | Trouble::Process(..)
             | Trouble::Network(_)
@@ -87,8 +87,8 @@ impl Scenario {
             | Trouble::Process(..)
             | Trouble::Servers(_)
             | Trouble::HandOver
-            | Trouble::Mix
             | Trouble::Forgery => Nodes::Local,
+            Trouble::Mix(nodes) => nodes,
         };
         Setting { shape, nodes }
     }
@@ -157,7 +157,8 @@ pub(crate) const SCENARIOS: &[Scenario] = scenarios! {
     "api-server-restarted-thrice" => Servers(ApiServerRestartedThrice),
     "etcd-stopped" => Servers(EtcdStopped),
     "etcd-killed" => Servers(EtcdKilled),
-    "mix" => Mix,
+    "mix" => Mix(Nodes::Local),
+    "mix-with-networks" => Mix(Nodes::Networks),
     "teeth-lock" => Apart(Shape::Tree),
     "teeth-order" => Apart(Shape::Lockless),
     "teeth-forgery" => Forgery,

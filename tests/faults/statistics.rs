@@ -13,7 +13,7 @@ use crate::tally;
 pub(crate) struct Statistics {
     /// Take-overs by what came before.
     pub(crate) after_release: usize,
-    pub(crate) after_crash: usize,
+    pub(crate) after_kill: usize,
     pub(crate) after_trouble: usize,
     /// From the end of one command to the start of the next.
     pub(crate) hand_overs: Vec<Duration>,
@@ -24,7 +24,7 @@ pub(crate) struct Statistics {
 
 static STATISTICS: Mutex<Statistics> = Mutex::new(Statistics {
     after_release: 0,
-    after_crash: 0,
+    after_kill: 0,
     after_trouble: 0,
     hand_overs: Vec::new(),
     crashes: Vec::new(),
@@ -37,16 +37,16 @@ pub(crate) fn with<T>(change: impl FnOnce(&mut Statistics) -> T) -> T {
 
 impl Statistics {
     pub(crate) fn take_overs(&self) -> usize {
-        self.after_release + self.after_crash + self.after_trouble
+        self.after_release + self.after_kill + self.after_trouble
     }
 
     /// All of it, and what was injected, as lines.
     pub(crate) fn summary(&self) -> String {
         let mut text = format!(
-            "take-overs: {} ({} after a release, {} after a crash, {} after other faults)\n",
+            "take-overs: {} ({} after a release, {} after a SIGKILL, {} after other faults)\n",
             self.take_overs(),
             self.after_release,
-            self.after_crash,
+            self.after_kill,
             self.after_trouble,
         );
         for (name, samples) in [
