@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::Write as _,
+    mem,
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::atomic::{AtomicUsize, Ordering},
@@ -57,6 +58,8 @@ pub(crate) struct Arena {
     pub(crate) random: Random,
     /// Exit codes that the present round explains.
     pub(crate) explained: Vec<i32>,
+    /// Those of the round before, whose last effects may show only now.
+    explained_before: Vec<i32>,
     directory: PathBuf,
     diary: File,
     problem: Option<String>,
@@ -127,9 +130,17 @@ impl Arena {
             diary: file("diary"),
             random,
             explained: Vec::new(),
+            explained_before: Vec::new(),
             directory,
             problem: None,
         }
+    }
+
+    /// Begins a round that makes its choices by this seed.
+    pub(crate) fn begin(&mut self, scenario: &str, seed: u64) {
+        self.note(&format!("round {scenario} {seed}"));
+        self.random = Random::new(seed);
+        self.explained_before = mem::take(&mut self.explained);
     }
 
     /// The longest lease duration of its nodes.
@@ -282,7 +293,10 @@ impl Arena {
         use std::os::unix::process::ExitStatusExt;
         let is_expected = match (status.code(), status.signal()) {
             // The command's own, and a lost lease.
-            (Some(code), _) => [0, 79].contains(&code) || self.explained.contains(&code),
+            (Some(code), _) => {
+                let explained = self.explained.iter().chain(&self.explained_before);
+                [0, 79].iter().chain(explained).any(|known| *known == code)
+            }
             // We and the kernel's timers send SIGKILL, and the witness may die of either.
             (None, signal) => [Some(9), Some(15)].contains(&signal),
         };

@@ -23,9 +23,7 @@ pub(crate) fn play(
     seed: u64,
     control_plane: &ControlPlane,
 ) -> Verdict {
-    arena.note(&format!("round {} {seed}", scenario.name));
-    arena.random = Random::new(seed);
-    arena.explained.clear();
+    arena.begin(scenario.name, seed);
     match scenario.trouble {
         Trouble::Apart(_) => return overlap(arena),
         Trouble::Forgery => return forgery(arena),
@@ -35,7 +33,7 @@ pub(crate) fn play(
     let term = arena.settle()?;
     let injected = arena.injected();
     match scenario.trouble {
-        Trouble::HandOver => hand_over(arena, &term)?,
+        Trouble::HandOver => hand_over(arena)?,
         Trouble::Link(fault) => link(arena, &term, fault)?,
         Trouble::Process(kind, whom) => process(arena, kind, whom)?,
         Trouble::Network(cut) => network(arena, &term, cut)?,
@@ -61,13 +59,17 @@ pub(crate) fn play(
 }
 
 /// The holder is asked to end, and another one starts.
-fn hand_over(arena: &mut Arena, term: &Term) -> Verdict {
+fn hand_over(arena: &mut Arena) -> Verdict {
     let wait = arena
         .random
         .between(Duration::ZERO, Duration::from_millis(700));
     arena.pass(wait)?;
-    let front = arena.nodes[term.node].front();
-    let front = front.ok_or("the holder has ended by itself")?;
+    // What an earlier round did to the holder may have ended it only now.
+    let (term, front) = arena.wait_until("the holder is there", |arena| {
+        let term = arena.history.current()?.clone();
+        let front = arena.nodes[term.node].front()?;
+        Some((term, front))
+    })?;
     signal(front, Signal::SIGTERM, "SIGTERM to lease-exec");
     let next = arena.expect_term_after(term.token)?;
     let ended = arena
