@@ -1,5 +1,7 @@
 use super::*;
 
+mod news;
+
 /// Ends the command by itself with code 0.
 fn end(bench: &mut Bench) {
     let at = bench.now.at;

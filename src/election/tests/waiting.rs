@@ -1,5 +1,7 @@
 use super::*;
 
+mod news;
+
 #[test]
 fn an_absent_lease_is_created_and_the_command_started() {
     let mut bench = Bench::new(settings());
