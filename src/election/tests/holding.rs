@@ -1,6 +1,8 @@
 use super::*;
 
+mod end;
 mod news;
+mod stamps;
 
 /// Ends the command by itself with code 0.
 fn end(bench: &mut Bench) {

@@ -1,6 +1,8 @@
 use super::*;
 
 mod news;
+mod quarantine;
+mod trouble;
 
 #[test]
 fn an_absent_lease_is_created_and_the_command_started() {

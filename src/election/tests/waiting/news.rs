@@ -86,3 +86,136 @@ fn candidates_that_failed_together_come_back_apart() {
     let spread = moments[9].saturating_sub(moments[0]);
     assert!(spread > seconds(0.2), "all within {spread:?}");
 }
+
+#[test]
+fn an_answer_that_the_watch_has_overtaken_is_believed() {
+    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    bench.pass(seconds(15.1));
+    let (id, reply) = bench.carry_out();
+    bench.notice();
+    assert_eq!(bench.starts(), 0, "an event started a term");
+    bench.event(Event::Reply(id, reply));
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
+fn a_write_carried_out_late_is_recognised_after_a_later_one() {
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    let first = bench.now.at;
+    let late = bench.request.clone();
+    bench.lose_reply(false);
+    while !bench.is_writing() {
+        bench.pass(seconds(0.1));
+        if bench.is_reading() {
+            bench.reply();
+        }
+    }
+    let second = std::mem::replace(&mut bench.request, late);
+    bench.carry_out();
+    bench.request = second;
+    bench.settle();
+    assert_eq!(bench.starts(), 1);
+    assert_eq!(bench.term().sent, first);
+}
+
+#[test]
+fn a_write_that_was_refused_leaves_no_doubt() {
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    bench.refuse_reply(FailureKind::Unauthorized);
+    bench.event(Event::Signalled {
+        signal: 15,
+        ends: true,
+    });
+    assert_eq!(bench.exit(), Some(Exit::Signal(15)));
+    assert!(bench.request.is_none());
+}
+
+#[test]
+fn the_user_is_told_of_the_term_and_of_whom_it_was_taken_from() {
+    let mut bench = Bench::holding_what(settings(), |bench| {
+        bench.store(Record {
+            transitions: 3,
+            ..held_by("other_1")
+        });
+    });
+    bench.settle();
+    bench.pass(seconds(15.1));
+    bench.settle();
+    let told = |bench: &Bench| {
+        let mut reports = Vec::new();
+        for action in &bench.actions {
+            if let Action::Report(report @ (Report::Acquired { .. } | Report::Quarantined(_))) =
+                action
+            {
+                reports.push(report.clone());
+            }
+        }
+        reports
+    };
+    let acquired = Report::Acquired {
+        token: bench.term().token,
+        transitions: 4,
+        taken_from: Some(identity("other_1")),
+    };
+    assert_eq!(told(&bench), [acquired]);
+
+    let mut bench = Bench::new(Settings {
+        create: Create::Quarantine,
+        server_clock_skew: None,
+        ..settings()
+    });
+    bench.settle();
+    let [
+        Report::Acquired { taken_from, .. },
+        Report::Quarantined(wait),
+    ] = &told(&bench)[..]
+    else {
+        panic!("{:?}", bench.actions);
+    };
+    assert_eq!((taken_from, *wait), (&None, seconds(15.03)));
+}
+
+#[test]
+fn who_gives_up_says_who_holds_the_lease() {
+    let mut bench = Bench::holding_what(
+        Settings {
+            wait: Some(Duration::ZERO),
+            ..settings()
+        },
+        |bench| bench.store(held_by("other_1")),
+    );
+    bench.settle();
+    let message = bench.actions.iter().find_map(|action| match action {
+        Action::Exit(_, message) => message.clone(),
+        _ => None,
+    });
+    assert_eq!(
+        message.as_deref(),
+        Some("other_1 holds the lease; the command was not run")
+    );
+}
+
+#[test]
+fn a_start_at_the_very_deadline_waits_for_a_renewal() {
+    let requested = Requested {
+        renew_deadline: Some(seconds(5.0)),
+        retry_period: Some(seconds(1.0)),
+        request_timeout: Some(seconds(1.0)),
+        ..Requested::default()
+    };
+    for (latency, starts) in [(4.9, 1), (5.0, 0)] {
+        let mut bench = Bench::new(Settings {
+            timing: Timing::new(requested).expect("safe"),
+            ..settings()
+        });
+        bench.reply();
+        bench.jump(seconds(latency));
+        bench.reply();
+        assert_eq!(bench.starts(), starts, "{latency} s");
+        bench.settle();
+        assert_eq!(bench.starts(), 1, "{latency} s");
+    }
+}

@@ -1,0 +1,78 @@
+//! From when a quarantine counts: from the first sight of the object that is there now.
+
+use super::*;
+
+/// Who trusts its own observation alone.
+fn careful() -> Settings {
+    Settings {
+        create: Create::Quarantine,
+        server_clock_skew: None,
+        ..settings()
+    }
+}
+
+/// Lets somebody hold the lease for a while, seen by the watch.
+fn watch_a_holder(bench: &mut Bench, renewals: u32) {
+    for _ in 0..renewals {
+        bench.pass(seconds(2.0));
+        bench.store(held_by("other_1"));
+        bench.notice();
+    }
+}
+
+fn release(bench: &mut Bench) {
+    bench.store(Record::default());
+    bench.notice();
+    bench.settle();
+    assert_eq!(bench.holder(), Some("me_1"));
+}
+
+#[test]
+fn an_object_that_was_watched_for_long_needs_no_quarantine() {
+    let mut bench = Bench::holding_what(careful(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    watch_a_holder(&mut bench, 10);
+    release(&mut bench);
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
+fn an_object_made_again_unseen_is_young() {
+    let mut bench = Bench::holding_what(careful(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    watch_a_holder(&mut bench, 10);
+    bench.delete();
+    watch_a_holder(&mut bench, 1);
+    release(&mut bench);
+    assert_eq!(
+        bench.starts(),
+        0,
+        "the deleted lease's holder may still run"
+    );
+}
+
+#[test]
+fn our_own_object_made_late_is_young() {
+    let mut bench = Bench::new(careful());
+    bench.reply();
+    let late = bench.request.clone();
+    bench.lose_reply(false);
+    // Somebody else's create is carried out first, and ours once their object is deleted unseen.
+    bench.store(held_by("other_1"));
+    bench.notice();
+    bench.pass(seconds(2.5));
+    bench.settle();
+    watch_a_holder(&mut bench, 10);
+    bench.delete();
+    bench.request = late;
+    bench.carry_out();
+    assert_eq!(bench.holder(), Some("me_1"));
+    bench.pass(seconds(15.1));
+    bench.settle();
+    assert!(bench.election.holds(), "did not recognise its own write");
+    assert_eq!(
+        bench.starts(),
+        0,
+        "the deleted lease's holder may still run"
+    );
+}
