@@ -52,6 +52,16 @@ fn an_object_made_again_unseen_is_young() {
 }
 
 #[test]
+fn an_object_made_again_grows_old_in_its_turn() {
+    let mut bench = Bench::holding_what(careful(), |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    bench.delete();
+    watch_a_holder(&mut bench, 10);
+    release(&mut bench);
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
 fn our_own_object_made_late_is_young() {
     let mut bench = Bench::new(careful());
     bench.reply();
