@@ -39,7 +39,6 @@ use nix::{
         socket::{
             AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair,
         },
-        wait::{Id, WaitPidFlag, waitid},
     },
     unistd::{Pid as NixPid, setpgid},
 };
@@ -419,8 +418,7 @@ impl Drop for Supervisor {
 fn bystanders() -> Vec<Process> {
     let mut bystanders = Vec::new();
     // A walk through /proc costs the more the more processes there are, and mostly there are none.
-    let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    if waitid(Id::All, any | WaitPidFlag::__WALL) == Err(Errno::ECHILD) {
+    if sys::has_no_child() {
         return bystanders;
     }
     if let Ok(tree) = Tree::of_this_process() {
@@ -430,6 +428,8 @@ fn bystanders() -> Vec<Process> {
                 bystanders.push(*process);
             }
         });
+        // Nobody reaps them, so that their number is enough to know them by.
+        let _ = tree.hidden(&[], |pid| bystanders.push(Process::hidden(pid)));
     }
     bystanders
 }

@@ -1,4 +1,8 @@
 //! After the guard's death: front kills what it has left.
+//!
+//! The proof is the kernel's here too, as in the guard: front has no child, or, where it may have
+//! others, its list of children names nobody else. What `/proc` shows is no proof, because it may
+//! hide processes.
 
 use std::time::Duration;
 
@@ -17,7 +21,7 @@ pub(super) struct Sweep {
     /// The guard is reaped, so its orphans are ours now.
     guard_is_gone: bool,
     command: Option<Pid>,
-    /// How many walks in a row found nobody.
+    /// How many looks in a row found nobody.
     clean: u32,
     /// The survivors have been named.
     named: bool,
@@ -100,17 +104,28 @@ impl Supervisor {
 impl Sweep {
     /// Kills all that can be found, and tells whether nobody was left.
     fn strike(&mut self, bystanders: &[Process], leaf: Option<&Leaf>) -> bool {
-        // Where it had no own group its number is no group's, and nothing happens.
-        if let Some(command) = self.command
-            && sys::is_unreaped_child(command)
-        {
-            let _ = sys::kill(-command, libc::SIGKILL);
-            let _ = sys::kill(command, libc::SIGKILL);
-        }
-        self.walk(bystanders) && !leaf.is_some_and(Leaf::is_populated)
+        self.strike_group();
+        (self.walk(bystanders) || sys::has_no_child()) && !leaf.is_some_and(Leaf::is_populated)
     }
 
-    /// Kills and reaps whom a walk finds, and tells whether nobody was left.
+    /// Kills and reaps the command and its group. Where it had no own group its number is no
+    /// group's, and nothing happens; exec plugins are in ours.
+    fn strike_group(&self) {
+        let Some(command) = self.command else {
+            return;
+        };
+        if sys::has_unreaped_child_in(command) {
+            let _ = sys::kill(-command, libc::SIGKILL);
+        }
+        if sys::is_unreaped_child(command) {
+            let _ = sys::kill(command, libc::SIGKILL);
+        }
+        sys::wait(command);
+        while let Waited::Ended(..) = sys::wait(-command) {}
+    }
+
+    /// Kills and reaps whom a walk or the list of our children finds, and tells whether twice in a
+    /// row the walk found nobody and the list named nobody but bystanders.
     ///
     /// A process that forks while we walk could be missed by one walk, but then its parent, alive
     /// or a zombie that only we can reap, is seen. A second walk is for a chain of them.
@@ -126,7 +141,13 @@ impl Sweep {
                 sys::wait(process.pid);
             }
         });
-        self.clean = if found.is_nobody() { self.clean + 1 } else { 0 };
+        let _ = tree.hidden(bystanders, |pid| {
+            sys::wait(pid);
+        });
+        // Whose ancestors are hidden can't be told from a stranger, so the walk is not asked about
+        // those: the first of each line of descendants is a child of ours, and on the list.
+        let is_clean = found.descendants == 0 && tree.has_only(bystanders) == Ok(true);
+        self.clean = if is_clean { self.clean + 1 } else { 0 };
         self.clean >= 2
     }
 }

@@ -9,7 +9,10 @@ use std::{
     ptr,
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::wait::{Id, WaitPidFlag, waitid},
+};
 
 use super::Status;
 
@@ -368,6 +371,13 @@ pub(super) fn is_unreaped_child(pid: Pid) -> bool {
 /// mean another one.
 pub(super) fn has_unreaped_child_in(group: Pid) -> bool {
     is_unreaped(libc::P_PGID, group)
+}
+
+/// Whether we have no child at all, whoever has made it and however it is to tell of its end.
+/// Takes no status away from anybody.
+pub(super) fn has_no_child() -> bool {
+    let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::All, any | WaitPidFlag::__WALL) == Err(Errno::ECHILD)
 }
 
 fn is_unreaped(kind: libc::idtype_t, id: Pid) -> bool {

@@ -19,6 +19,8 @@ use nix::{
 
 use super::sys::{self, Pid};
 
+mod children;
+
 /// A process that SIGKILL has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Survivor {
@@ -83,6 +85,24 @@ pub(super) struct Process {
 }
 
 impl Process {
+    /// One that `/proc` hides, known by its number alone.
+    pub(super) fn hidden(pid: Pid) -> Self {
+        Self {
+            pid,
+            state: b'?',
+            parent: 0,
+            group: 0,
+            start_time: 0,
+            comm: [0; 16],
+        }
+    }
+
+    /// Whether this is the process that another look has seen.
+    fn is(&self, other: &Self) -> bool {
+        let is_known = self.start_time != 0 && other.start_time != 0;
+        self.pid == other.pid && !(is_known && self.start_time != other.start_time)
+    }
+
     /// Reads the line `pid (comm) state ppid pgrp ...`, see proc_pid_stat(5). The name may hold
     /// anything, also blanks and parentheses.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
@@ -115,14 +135,9 @@ fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
 pub(super) struct Found {
     /// Descendants, zombies among them: a zombie's other threads may still run.
     pub(super) descendants: usize,
-    /// Processes that changed under our eyes; another walk will tell.
+    /// Processes of which can't be told whose they are: they changed under our eyes, are hidden, or
+    /// something is lacking to read of them.
     pub(super) unsure: usize,
-}
-
-impl Found {
-    pub(super) fn is_nobody(self) -> bool {
-        self == Self::default()
-    }
 }
 
 /// The descendants of one process.
@@ -144,8 +159,9 @@ impl Tree {
         let root = nix::unistd::getpid().as_raw();
         let tree = Self { proc, root };
         match tree.read(c"self/stat") {
-            Some(process) if process.pid == root => Ok(tree),
-            _ => Err(Errno::ENOENT),
+            Ok(process) if process.pid == root => Ok(tree),
+            Ok(_) => Err(Errno::ENOENT),
+            Err(errno) => Err(errno),
         }
     }
 
@@ -155,9 +171,8 @@ impl Tree {
 
     /// Whether this process descends from the root.
     pub(super) fn is_descendant(&self, pid: Pid) -> bool {
-        self.process(pid).is_some_and(|process| {
-            self.descends(&process, &[], &mut Known::default()) == Some(true)
-        })
+        self.process(pid)
+            .is_ok_and(|process| self.descends(&process, &[], &mut Known::default()) == Some(true))
     }
 
     /// Shows every descendant that is not one of `spared`, or theirs.
@@ -167,10 +182,24 @@ impl Tree {
         // The walk starts over with each call; /proc can seek.
         let _ = lseek(self.proc.as_fd(), 0, Whence::SeekSet);
         let mut buffer = [0; 8192];
-        while let Ok(length @ 1..) = sys::read_directory(self.proc.as_fd(), &mut buffer) {
+        loop {
+            let length = match sys::read_directory(self.proc.as_fd(), &mut buffer) {
+                Ok(0) => return found,
+                Ok(length) => length,
+                Err(_) => {
+                    found.unsure += 1;
+                    return found;
+                }
+            };
             for pid in pids(buffer.get(..length).unwrap_or_default()) {
-                let Some(process) = self.process(pid) else {
-                    continue;
+                let process = match self.process(pid) {
+                    Ok(process) => process,
+                    // It has ended, or is hidden.
+                    Err(Errno::ENOENT | Errno::ESRCH) => continue,
+                    Err(_) => {
+                        found.unsure += 1;
+                        continue;
+                    }
                 };
                 match self.descends(&process, spared, &mut known) {
                     Some(true) => {
@@ -182,23 +211,29 @@ impl Tree {
                 }
             }
         }
-        found
     }
 
-    /// Sends a signal to every descendant that is not one of `spared`, or theirs.
+    /// Sends a signal to every descendant that is not one of `spared`, or theirs; of those that
+    /// `/proc` hides to the root's children alone. When they die, theirs become the root's.
     ///
     /// With `group`, the group is signalled whole as soon as one of the root's own children is seen
     /// in it, because that is atomic against fork. The root is the only one who could reap that
     /// child, so the group's number can't have passed to somebody else.
     pub(super) fn signal(&self, signal: i32, group: Option<Pid>, spared: &[Process]) -> Found {
         let mut group = group;
-        self.visit(spared, |process| {
+        let mut found = self.visit(spared, |process| {
             if process.parent == self.root && group == Some(process.group) {
                 let _ = sys::kill(-process.group, signal);
                 group = None;
             }
             self.signal_one(process, signal, spared);
-        })
+        });
+        // Without the list the walk must do: it is a means, not the proof.
+        let _ = self.hidden(spared, |pid| {
+            found.descendants += 1;
+            Self::signal_child(pid, signal);
+        });
+        found
     }
 
     /// Sends a signal to every descendant that `is_meant`.
@@ -215,7 +250,7 @@ impl Tree {
     /// handle means a dead one.
     fn signal_one(&self, process: &Process, signal: i32, spared: &[Process]) {
         let handle = sys::pidfd_open(process.pid);
-        let Some(again) = self.process(process.pid) else {
+        let Ok(again) = self.process(process.pid) else {
             return;
         };
         if again.start_time != process.start_time
@@ -237,9 +272,7 @@ impl Tree {
         let mut at = *process;
         // The kernel has no more pids than this, so the loop ends also if they are reused under us.
         for _ in 0..4_194_304 {
-            let is_spared = spared
-                .iter()
-                .any(|other| other.pid == at.pid && other.start_time == at.start_time);
+            let is_spared = spared.iter().any(|other| other.is(&at));
             let verdict = match at.parent {
                 _ if is_spared || at.pid == self.root => Some(false),
                 parent if parent == self.root => Some(true),
@@ -250,7 +283,7 @@ impl Tree {
                 known.remember(process.pid, verdict);
                 return Some(verdict);
             }
-            at = self.process(at.parent)?;
+            at = self.process(at.parent).ok()?;
         }
         None
     }
@@ -271,6 +304,16 @@ impl Tree {
                 count += 1;
             }
         });
+        let _ = self.hidden(spared, |pid| {
+            if let Some(place) = places.next() {
+                *place = Survivor {
+                    pid,
+                    uid: u32::MAX,
+                    ..Survivor::default()
+                };
+                count += 1;
+            }
+        });
         count
     }
 
@@ -287,29 +330,30 @@ impl Tree {
         let mut path = Path::default();
         let _ = write!(path, "{pid}/wchan");
         let length = self.read_file(path.as_c_str(), &mut function);
-        if length.is_none() || function.starts_with(b"0") {
+        if length.is_err() || function.starts_with(b"0") {
             return [0; 32];
         }
         function
     }
 
-    fn process(&self, pid: Pid) -> Option<Process> {
+    /// Reads of one process; ENOENT and ESRCH mean that there is none, or that it is hidden.
+    pub(super) fn process(&self, pid: Pid) -> Result<Process, Errno> {
         let mut path = Path::default();
-        write!(path, "{pid}/stat").ok()?;
+        let _ = write!(path, "{pid}/stat");
         self.read(path.as_c_str())
     }
 
-    fn read(&self, path: &CStr) -> Option<Process> {
+    fn read(&self, path: &CStr) -> Result<Process, Errno> {
         let mut buffer = [0; 1024];
         let length = self.read_file(path, &mut buffer)?;
-        Process::parse(buffer.get(..length)?)
+        Process::parse(buffer.get(..length).unwrap_or_default()).ok_or(Errno::EBADMSG)
     }
 
     /// Reads the beginning of a file below `/proc`, and returns how much of it there is.
-    fn read_file(&self, path: &CStr, buffer: &mut [u8]) -> Option<usize> {
+    fn read_file(&self, path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let file = openat(&self.proc, path, flags, Mode::empty()).ok()?;
-        read(&file, buffer).ok()
+        let file = openat(&self.proc, path, flags, Mode::empty())?;
+        read(&file, buffer)
     }
 }
 
@@ -343,7 +387,7 @@ impl Known {
 /// A short path in a place of its own, with a zero byte at its end.
 #[derive(Default)]
 struct Path {
-    bytes: [u8; 24],
+    bytes: [u8; 32],
     used: usize,
 }
 

@@ -14,6 +14,7 @@ use crate::{
     world::{Running, World},
 };
 
+mod hidden;
 mod leaf;
 mod survivors;
 

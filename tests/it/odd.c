@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -52,6 +53,13 @@ int main(int argc, char **argv)
                 _exit(0);
             setsid();
         }
+    /* A daemon that unprivileged others can't see where /proc is mounted with hidepid. */
+    if (!strcmp(kind, "hidden")) {
+        setsid();
+        signal(SIGTERM, SIG_IGN);
+        prctl(PR_SET_DUMPABLE, 0);
+        sleep_for_ever(NULL);
+    }
     /* Root, whoever started it, if the file is root's and setuid. */
     if (!strcmp(kind, "root")) {
         if (setgroups(0, NULL) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0)
