@@ -163,10 +163,11 @@ impl<S: Store + 'static> Driver<S> {
         }
     }
 
-    /// Who waits may be stopped: if the lease is acquired meanwhile, it runs out again.
+    /// Who waits may be stopped: if the lease is acquired meanwhile, it runs out again. But not in
+    /// the middle of a write, for whose end others would wait as long as we are stopped.
     fn on_stop(&mut self, received: Received) {
         if !self.supervisor.is_engaged() {
-            return signals::stop();
+            return self.store.while_idle(self.request_timeout, signals::stop);
         }
         if received.from_terminal && self.supervisor.shares_group() {
             self.supervisor.undo_stop();

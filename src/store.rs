@@ -5,7 +5,7 @@
 //! puts a time limit on it and may drop it at any point, after which a write may or may not have
 //! been carried out.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use crate::lease::{Change, Claim, Failure, Outcome, Version, Write};
 
@@ -27,6 +27,13 @@ pub trait Store {
     /// Watches for changes after `from`; `None` means from now on, where there was nothing.
     /// Returns at once; failures come as changes.
     fn watch(&self, from: Option<Version>) -> Self::Watch;
+
+    /// Calls `act`, which may stop this process, while nothing is under way in it for which other
+    /// processes would have to wait; after `limit` all the same. Blocks.
+    fn while_idle(&self, limit: Duration, act: impl FnOnce()) {
+        let _ = limit;
+        act();
+    }
 }
 
 /// Changes, one after another.

@@ -27,7 +27,7 @@
 //!
 //! Must not: retry a write, judge whether a lease has expired, hold a lock longer than one operation.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -97,6 +97,10 @@ impl Store for FileStore {
 
     fn watch(&self, from: Option<Version>) -> FileWatch {
         FileWatch::new(Arc::clone(&self.file), from)
+    }
+
+    fn while_idle(&self, limit: Duration, act: impl FnOnce()) {
+        self.file.disk.while_unlocked(limit, act);
     }
 }
 

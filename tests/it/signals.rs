@@ -1,13 +1,14 @@
 //! Signals that others send to lease-exec: which the command gets, and how often.
 
-use std::{os::unix::process::ExitStatusExt, process::Command, thread, time::Duration};
+use std::{fs, os::unix::process::ExitStatusExt, process::Command, thread, time::Duration};
 
 use nix::sys::signal::Signal;
 
 use crate::{
     listener::{heard, listener},
+    processes::{TestCgroup, state},
     wait::{LIMIT, wait_until},
-    world::{Finished, Running, World},
+    world::{Finished, LEASE, Running, World},
 };
 
 /// Those that have a meaning for a command and don't stop it.
@@ -250,4 +251,38 @@ fn a_stopped_command_can_be_ended() {
 /// A script in the single quotes of another.
 fn quoted(script: &str) -> String {
     script.replace('\'', r"'\''")
+}
+
+#[test]
+fn whoever_is_stopped_while_it_acquires_does_not_keep_the_stores_lock() {
+    let mut stopped = 0;
+    // Nobody else's remains are to hold up the start.
+    let outer = TestCgroup::version_2();
+    for round in 0..40 {
+        let world = World::on_files();
+        let before = world.lease_exec().command(["true"]);
+        before.under(outer.around()).run().assert_code(0);
+        let invocation = world.lease_exec().command(["sleep", "7777"]);
+        let running = invocation.under(outer.around()).start();
+        // This is no wait for anything: the instant is what is varied.
+        thread::sleep(Duration::from_micros(4_000 + round * 900));
+        running.signal(Signal::SIGTSTP);
+        let is_stopped = wait_until("it is stopped, or refuses", LIMIT, || {
+            let is_stopped = state(running.pid()) == 'T';
+            let refuses = running.stderr().contains("refused to stop");
+            (is_stopped || refuses).then_some(is_stopped)
+        });
+        if is_stopped {
+            stopped += 1;
+            // It has nothing to wait for: nobody else is there.
+            let lock = fs::File::open(lock_file(&world));
+            let lock = lock.expect("the store has a lock");
+            assert!(lock.try_lock().is_ok(), "round {round}: it is held");
+        }
+    }
+    assert!(stopped > 0, "none was stopped while it acquired");
+}
+
+fn lock_file(world: &World<'_>) -> std::path::PathBuf {
+    world.store().join(format!("default/.{LEASE}.lock"))
 }

@@ -8,6 +8,7 @@ use std::{
     io::{self, ErrorKind, Read, Write as _},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -29,6 +30,8 @@ pub(super) struct Disk {
     /// What the store must remember beside it.
     pub(super) ledger: PathBuf,
     lock: PathBuf,
+    /// Held by the thread of this process that holds the lock.
+    turn: Mutex<()>,
 }
 
 impl Disk {
@@ -46,6 +49,7 @@ impl Disk {
             ledger: folder.join(format!(".{name}.ledger")),
             lock: folder.join(format!(".{name}.lock")),
             folder,
+            turn: Mutex::new(()),
         };
         disk.make_folder()?;
         check_directory(&disk.folder)?;
@@ -62,18 +66,20 @@ impl Disk {
     ///
     /// A process that is stopped while it holds the lock must not hang all others, so the lock is
     /// tried for a limited time instead of waited for.
-    pub(super) fn lock(&self) -> Result<Lock, Failure> {
+    pub(super) fn lock(&self) -> Result<Lock<'_>, Failure> {
         let limit = Instant::now() + LOCK_LIMIT;
         loop {
             let file = self.open_lock()?;
+            // What it guards is nothing that a panic could have broken.
+            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             match file.try_lock() {
                 Ok(()) => {
-                    let lock = Lock(file);
+                    let lock = Lock { file, _turn: turn };
                     if self.is_in_place(&lock)? {
                         return Ok(lock);
                     }
                 }
-                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::WouldBlock) => drop(turn),
                 Err(TryLockError::Error(err)) => return Err(failed("lock", &self.lock, &err)),
             }
             if Instant::now() >= limit {
@@ -88,6 +94,22 @@ impl Disk {
             }
             thread::sleep(LOCK_RETRY);
         }
+    }
+
+    /// Calls `act` while no thread of this process holds the lock, and none can take it; after `limit`
+    /// all the same.
+    pub(super) fn while_unlocked(&self, limit: Duration, act: impl FnOnce()) {
+        let since = Instant::now();
+        let turn = loop {
+            match self.turn.try_lock() {
+                Err(std::sync::TryLockError::WouldBlock) if since.elapsed() < limit => {
+                    thread::sleep(LOCK_RETRY);
+                }
+                turn => break turn,
+            }
+        };
+        act();
+        drop(turn);
     }
 
     /// Makes sure that after a power failure the files are what they are now. What was renamed
@@ -124,8 +146,8 @@ impl Disk {
 
     /// Whether the file that was locked is still the one that others will lock. We never remove a
     /// lock file, but somebody may have removed the whole folder.
-    pub(super) fn is_in_place(&self, lock: &Lock) -> Result<bool, Failure> {
-        let locked = lock.0.metadata();
+    pub(super) fn is_in_place(&self, lock: &Lock<'_>) -> Result<bool, Failure> {
+        let locked = lock.file.metadata();
         let locked = locked.map_err(|err| failed("look at", &self.lock, &err))?;
         match fs::symlink_metadata(&self.lock) {
             Ok(named) => Ok((named.dev(), named.ino()) == (locked.dev(), locked.ino())),
@@ -146,21 +168,25 @@ impl Disk {
 
 /// The right to write, for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub(super) struct Lock<'a> {
+    file: File,
+    /// Given back after the file is unlocked.
+    _turn: MutexGuard<'a, ()>,
+}
 
 #[cfg(test)]
-impl Lock {
+impl Lock<'_> {
     pub(super) fn file(&self) -> &File {
-        &self.0
+        &self.file
     }
 }
 
-impl Drop for Lock {
+impl Drop for Lock<'_> {
     /// Unlocks instead of only closing: the lock belongs to the open file, of which a process that
     /// is being forked at this moment may have a copy until it has called execve(2).
     fn drop(&mut self) {
         // It can't fail for a lock that is held; if it did, closing would release it all the same.
-        let _ = self.0.unlock();
+        let _ = self.file.unlock();
     }
 }
 
@@ -196,7 +222,7 @@ pub(super) struct Staged<'a> {
 
 impl<'a> Staged<'a> {
     /// Writes `text` beside `path`. If that fails (a full disk, say), nothing of it stays behind.
-    pub(super) fn write(path: &'a Path, text: &str, _lock: &Lock) -> Result<Self, Failure> {
+    pub(super) fn write(path: &'a Path, text: &str, _lock: &Lock<'_>) -> Result<Self, Failure> {
         let mut staged = path.as_os_str().to_owned();
         staged.push(STAGED_SUFFIX);
         let staged = PathBuf::from(staged);
