@@ -6,11 +6,12 @@
 
 use anyhow::{Context, Result};
 
+use crate::signals::is_ending;
+
 use super::{
     Status,
     sys::{self, Arrived, Forked, Pid, SignalSet, Waited},
 };
-use crate::signals::is_ending;
 
 /// Who is above front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +42,33 @@ fn run(front: Pid) -> ! {
     sys::close_range(0, i32::MAX);
     let _ = nix::unistd::chdir(c"/");
     let _ = nix::sys::prctl::set_name(c"lease-init");
+    let mut state = State::default();
     loop {
-        if let Some(status) = reap(front) {
+        if let Some(status) = reap(front, &mut state) {
             sys::exit_now(status.code());
+        }
+        // Otherwise the signal would pend for ever, and a second one would do no more.
+        if state.is_stopped && state.is_to_end {
+            state.is_stopped = false;
+            let _ = sys::kill(front, libc::SIGCONT);
         }
         if let Ok(arrived) = everything.wait()
             && forwards(arrived.signal, arrived.code)
         {
+            state.is_to_end |= is_ending(arrived.signal);
+            state.is_stopped &= arrived.signal != libc::SIGCONT;
             pass_on(front, arrived);
         }
     }
+}
+
+/// What is known of front.
+#[derive(Default)]
+struct State {
+    /// Ctrl-Z, or whoever else, has stopped it.
+    is_stopped: bool,
+    /// It was sent a signal that ends a process.
+    is_to_end: bool,
 }
 
 /// Tells front, and who it was, so that the command does not get back what its tree has sent.
@@ -70,10 +88,11 @@ fn pass_on(front: Pid, arrived: Arrived) {
 }
 
 /// Reaps whoever is dead, our own and orphans; returns how front ended if it did.
-fn reap(front: Pid) -> Option<Status> {
+fn reap(front: Pid, state: &mut State) -> Option<Status> {
     loop {
         match sys::wait(-1) {
             Waited::Ended(pid, status) if pid == front => return Some(status),
+            Waited::Stopped(pid, _) if pid == front => state.is_stopped = true,
             Waited::Ended(..) | Waited::Stopped(..) => {}
             // Front is a child until it is reaped here, so there is always one.
             Waited::Nothing | Waited::NoChild => return None,

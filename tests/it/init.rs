@@ -129,6 +129,22 @@ fn term_while_holding_ends_the_command_and_releases_the_lease() {
 }
 
 #[test]
+fn term_ends_it_though_it_is_stopped_while_waiting() {
+    let world = World::on_files();
+    let _holder = world.lease_exec().command(["sleep", "77"]).start();
+    world.wait_for_holder();
+    let running = first(&world, "exec ${LX/-q/} echo never").start();
+    running.wait_until_it_says("somebody else holds the lease");
+    let own = Own::of(&world);
+    signal(own.init, Signal::SIGTSTP);
+    wait_until("front is stopped", LIMIT, || {
+        (Process::read(own.front)?.state == 'T').then_some(())
+    });
+    signal(own.init, Signal::SIGTERM);
+    running.wait().assert_code(143);
+}
+
+#[test]
 fn signals_from_inside_the_namespace_are_passed_on_too() {
     let world = World::on_files();
     let script = "exec $LX bash -c 'trap \"exit 9\" USR1; echo up; while :; do sleep 0.02; done'";
