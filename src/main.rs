@@ -3,7 +3,15 @@
 //! Everything that can be wrong without the lease is found before the lease is touched, and no
 //! thread exists before the guard is forked.
 
-use std::{env, fs::File, io::Write, process::ExitCode, thread, time::Duration};
+use std::{
+    env,
+    fs::File,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::Write,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context;
 use lease_exec::{
@@ -90,6 +98,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
 
     let options = Options {
         kill_budget: config.timing.kill_budget,
+        kin: kin(&config.place, &described),
         leftovers: config.leftovers,
         audience: config.audience,
         privileges: config.privileges,
@@ -125,6 +134,16 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
         message: None,
         ..ending
     })
+}
+
+/// Those who contend for the same lease. What is not known to be another store counts as the same.
+fn kin(place: &Place, lease: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    if let Place::File(directory) = place {
+        directory.canonicalize().ok().hash(&mut hasher);
+    }
+    lease.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Starts the runtime, with all that it needs later where there may be nothing left to be had.

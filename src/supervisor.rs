@@ -138,9 +138,10 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// If there is more than one thread, or the kernel has no process or descriptor for us.
+    /// If there is more than one thread, or none more can be made, or the kernel has no process or descriptor for us.
     pub fn begin(inherited: Inherited, command: Command, options: Options) -> Result<Self> {
         ensure_one_thread()?;
+        ensure_threads_can_be_made()?;
         // If it were ignored, children would vanish without a status.
         sys::set_disposition(libc::SIGCHLD, Disposition::Default);
         let exec = Exec::new(&command, std::process::id().cast_signed());
@@ -148,7 +149,7 @@ impl Supervisor {
         prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
         let bystanders = bystanders();
         // Without either the other means must do.
-        let leaf = Leaf::make().map_err(|error| format!("{error:#}"));
+        let leaf = Leaf::make(options.kin).map_err(|error| format!("{error:#}"));
         let (tether, guards_tether) = Tether::pair().ok().unzip();
         let (front, guards) = socketpair(
             AddressFamily::Unix,
@@ -243,11 +244,16 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// If the variables don't fit, or the guard does not take orders. That it died is no error but
-    /// a report.
+    /// If the variables don't fit, the guard does not take orders, or somebody lives on in a cgroup
+    /// that a killed lease-exec has left beside ours. That the guard died is no error but a report.
     pub fn start(&mut self, deadline: Deadline, environment: &[(&str, String)]) -> Result<()> {
         let mut message = Order::Start(deadline).encode().to_vec();
         message.extend(command::environment(environment)?);
+        if let Ok(leaf) = &self.leaf {
+            // The holder before us may have been killed while we waited. A term is longer than this.
+            let left = deadline.left(Instant::now());
+            leaf.end_abandoned_beside(cgroup::PATIENCE.min(left / 4))?;
+        }
         self.deadline = Some(deadline);
         let now = Instant::now();
         self.push_watchdog(now);
@@ -474,6 +480,25 @@ fn ensure_one_thread() -> Result<()> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads > 1 {
         bail!("the guard must be forked by the only thread, and there are {threads}");
+    }
+    Ok(())
+}
+
+/// See pid_namespaces(7): after unshare(2) or setns(2) with a PID namespace a process can't make
+/// threads, because its children would be in another namespace than itself.
+fn ensure_threads_can_be_made() -> Result<()> {
+    let children = "/proc/self/ns/pid_for_children";
+    // Before Linux 4.12 there is no such file. While nobody is in the new namespace, the link is there
+    // but can't be read.
+    let is_known = std::fs::symlink_metadata(children).is_ok();
+    if is_known
+        && let Ok(ours) = std::fs::read_link("/proc/self/ns/pid")
+        && std::fs::read_link(children).ok() != Some(ours)
+    {
+        bail!(
+            "run in a PID namespace of which this process is no member, but its children would be \
+             (does unshare --pid lack --fork?)"
+        );
     }
     Ok(())
 }

@@ -52,12 +52,13 @@ impl Leaf {
     ///
     /// If none can be made, which is no failure: where cgroups are of version 1, or belong to
     /// somebody else.
-    pub(super) fn make() -> Result<Self> {
+    pub(super) fn make(kin: u64) -> Result<Self> {
         let parent = open_own()?;
-        end_abandoned(&parent);
+        // Before the command starts it is tried again, and then it counts.
+        let _ = end_abandoned(&parent, b"", PATIENCE);
         let stat = fs::read("/proc/self/stat").context("read /proc/self/stat")?;
         let process = Process::parse(&stat).context("understand /proc/self/stat")?;
-        let name = format!("{PREFIX}{}-{}", process.pid, process.start_time);
+        let name = format!("{PREFIX}{}-{}-{kin:016x}", process.pid, process.start_time);
         let name = CString::new(name).context("name a cgroup")?;
         mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))
             .context("make a cgroup")?;
@@ -79,6 +80,19 @@ impl Leaf {
     /// The directory, to be born into.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
+    }
+
+    /// Ends and removes what lease-execs that have been killed since left beside it.
+    ///
+    /// # Errors
+    ///
+    /// If somebody is left after `limit` in one that was made for the same kin. Others are not waited
+    /// for.
+    pub(super) fn end_abandoned_beside(&self, limit: Duration) -> Result<()> {
+        let name = self.name.to_bytes();
+        let dash = name.iter().rposition(|byte| *byte == b'-');
+        let kin = name.get(dash.unwrap_or(0)..).unwrap_or_default();
+        end_abandoned(&self.parent, kin, limit)
     }
 
     /// Its name, for people.
@@ -111,7 +125,7 @@ impl Leaf {
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC);
 const WRITE: OFlag = OFlag::O_WRONLY.union(OFlag::O_CLOEXEC);
 
-/// The leaves' names begin so; a pid and its start time follow.
+/// The leaves' names begin so; a pid, its start time and the kin follow.
 const PREFIX: &str = "lease-exec-";
 
 fn open_directory<F: AsFd>(parent: &F, name: &CStr) -> Result<OwnedFd, Errno> {
@@ -288,38 +302,66 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 // === What others have left behind ===
 
+/// How long a start may be held up by the remains of others.
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Kills whoever lives in a leaf whose front and guard are both dead, and removes it. They could do
-/// no more about it, and nobody else would.
-fn end_abandoned(parent: &OwnedFd) {
-    let Ok(parent_again) = open_directory(parent, c".") else {
-        return;
-    };
+/// no more about it, and nobody else would. Those whose names end with `awaited` are waited for.
+///
+/// # Errors
+///
+/// If somebody still lives in one of those after `limit`.
+fn end_abandoned(parent: &OwnedFd, awaited: &[u8], limit: Duration) -> Result<()> {
+    let since = Instant::now();
+    let parent_again = open_directory(parent, c".").context("read our own cgroup")?;
     let mut buffer = [0; 8192];
-    while let Ok(length @ 1..) = sys::read_directory(parent_again.as_fd(), &mut buffer) {
+    let mut failure = Ok(());
+    while let length @ 1.. = sys::read_directory(parent_again.as_fd(), &mut buffer)? {
         let names = sys::entries(buffer.get(..length).unwrap_or_default())
             .map(|(_, name)| name)
             .filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes()));
         for name in names {
-            // One that has just been made and is not locked yet looks the same. Then that
-            // lease-exec does without.
-            let _ = end_if_abandoned(parent, name);
+            let is_awaited = name.to_bytes().ends_with(awaited);
+            let left = limit.saturating_sub(since.elapsed());
+            let ended =
+                end_if_abandoned(parent, name, if is_awaited { left } else { Duration::ZERO });
+            if is_awaited && ended.is_err() {
+                failure = ended;
+            }
         }
     }
+    failure
 }
 
-fn end_if_abandoned(parent: &OwnedFd, name: &CStr) -> Result<()> {
-    let [_locked, kill, events] = open_files(parent, name)?;
-    write(kill, b"1")?;
+/// A leaf is locked before anybody is born in it, and as long as one of its owners lives. One that
+/// is not locked has no owner, or is just being made: then nobody is in it, and if it is removed that
+/// lease-exec does without.
+fn end_if_abandoned(parent: &OwnedFd, name: &CStr, limit: Duration) -> Result<()> {
+    let Ok(directory) = open_directory(parent, name).map(File::from) else {
+        return Ok(());
+    };
+    if directory.try_lock().is_err() {
+        return Ok(());
+    }
+    let Ok(events) = openat(&directory, c"cgroup.events", READ, Mode::empty()) else {
+        return Ok(());
+    };
+    // Before Linux 5.14 there is none, nor with another owner; who is in it may be ending.
+    if let Ok(kill) = openat(&directory, c"cgroup.kill", WRITE, Mode::empty()) {
+        let _ = write(kill, b"1");
+    }
     let since = Instant::now();
-    while is_populated(events.as_fd()) && since.elapsed() < PATIENCE {
+    while is_populated(events.as_fd()) {
+        ensure!(
+            since.elapsed() < limit,
+            "in the cgroup {}, which a killed lease-exec has left, somebody lives on after SIGKILL",
+            name.to_string_lossy()
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
     remove(parent.as_fd(), name);
     Ok(())
 }
-
-/// How long the start may be held up by the remains of others.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

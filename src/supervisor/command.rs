@@ -50,8 +50,12 @@ impl FindError {
             // EACCES, ENOEXEC, E2BIG, ETXTBSY, ELOOP and whatever else there is: the file exists.
             _ => FindErrorKind::NotExecutable,
         };
+        let name = match path.display().to_string() {
+            nothing if nothing.is_empty() => "''".to_owned(),
+            name => name,
+        };
         Self {
-            message: format!("can't execute {}: {}", path.display(), errno.desc()),
+            message: format!("can't execute {name}: {}", errno.desc()),
             kind,
         }
     }

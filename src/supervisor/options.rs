@@ -18,6 +18,9 @@ pub struct Options {
     /// deadline, that for a front which has seen the loss coming three quarters; after all of it the
     /// survivors are named.
     pub kill_budget: Duration,
+    /// The same for all whose commands exclude each other: what one of them has left behind must be
+    /// gone before another starts.
+    pub kin: u64,
     /// What becomes of those who are left when the command itself has ended.
     pub leftovers: Leftovers,
     /// Who gets a signal that is forwarded.

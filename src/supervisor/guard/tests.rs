@@ -47,6 +47,7 @@ impl Bench {
             group: Group::Own,
             options: Options {
                 kill_budget: Duration::from_secs(2),
+                kin: 0,
                 leftovers: Leftovers::End,
                 audience: Audience::Command,
                 privileges: Privileges::AsUsual,

@@ -87,6 +87,52 @@ fn what_a_killed_lease_exec_has_left_in_its_cgroup_is_ended_by_the_next() {
     living.wait().assert_signal(Signal::SIGTERM);
 }
 
+#[test]
+fn who_waits_ends_what_a_killed_holder_has_left_in_its_cgroup_before_it_starts() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let around = |invocation: Invocation| invocation.under(outer.around());
+    let lease_exec = || world.lease_exec().args(["--lease-duration", "6s"]);
+    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
+    let next = around(lease_exec().command(["echo", "started"])).start();
+    next.wait_until_it_says("somebody else holds the lease");
+    grown.signal_both(Signal::SIGSTOP);
+    grown.signal_both(Signal::SIGKILL);
+    next.wait().assert_code(0);
+    assert_eq!(grown.mark.alive(), [0; 0], "who left the group lives on");
+    assert_eq!(leaves(&outer), [""; 0]);
+}
+
+#[test]
+fn who_waits_does_not_start_beside_what_can_not_be_killed_in_its_cgroup() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let freezer = TestCgroup::with("freezer");
+    let around = |invocation: Invocation| invocation.under(outer.around());
+    let lease_exec = || world.lease_exec().args(["--lease-duration", "6s"]);
+    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
+    let next = around(lease_exec().command(["echo", "started"])).start();
+    next.wait_until_it_says("somebody else holds the lease");
+    let alive = grown.mark.alive();
+    let daemon = alive.iter().find(|pid| !grown.group.contains(*pid));
+    let daemon = daemon.expect("two have left the group");
+    freezer.set("cgroup.procs", &daemon.to_string());
+    freezer.set("freezer.state", "FROZEN");
+    wait_until("it is frozen", LIMIT, || {
+        (freezer.get("freezer.state") == "FROZEN").then_some(())
+    });
+    grown.signal_both(Signal::SIGSTOP);
+    grown.signal_both(Signal::SIGKILL);
+    let finished = next.wait();
+    finished
+        .assert_code(125)
+        .assert_says("somebody lives on after SIGKILL");
+    assert_eq!(finished.stdout(), "");
+    assert_eq!(world.holder(), "");
+    freezer.set("freezer.state", "THAWED");
+    grown.mark.wait_for_nobody();
+}
+
 /// lease-exec in this cgroup, with a lease of its own.
 fn beside_others(world: &World, outer: &TestCgroup, lease: &str, argv: &[&str]) -> Running {
     let invocation = world
