@@ -8,7 +8,7 @@ use std::{
     io::{self, ErrorKind, Read, Write as _},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{self, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -70,17 +70,17 @@ impl Disk {
         let limit = Instant::now() + LOCK_LIMIT;
         loop {
             let file = self.open_lock()?;
-            // What it guards is nothing that a panic could have broken.
-            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            match file.try_lock() {
-                Ok(()) => {
-                    let lock = Lock { file, _turn: turn };
-                    if self.is_in_place(&lock)? {
-                        return Ok(lock);
+            if let Some(turn) = self.try_turn() {
+                match file.try_lock() {
+                    Ok(()) => {
+                        let lock = Lock { file, _turn: turn };
+                        if self.is_in_place(&lock)? {
+                            return Ok(lock);
+                        }
                     }
+                    Err(TryLockError::WouldBlock) => drop(turn),
+                    Err(TryLockError::Error(err)) => return Err(failed("lock", &self.lock, &err)),
                 }
-                Err(TryLockError::WouldBlock) => drop(turn),
-                Err(TryLockError::Error(err)) => return Err(failed("lock", &self.lock, &err)),
             }
             if Instant::now() >= limit {
                 return Err(Failure {
@@ -100,16 +100,22 @@ impl Disk {
     /// all the same.
     pub(super) fn while_unlocked(&self, limit: Duration, act: impl FnOnce()) {
         let since = Instant::now();
-        let turn = loop {
-            match self.turn.try_lock() {
-                Err(std::sync::TryLockError::WouldBlock) if since.elapsed() < limit => {
-                    thread::sleep(LOCK_RETRY);
-                }
-                turn => break turn,
-            }
-        };
+        let mut turn = self.try_turn();
+        while turn.is_none() && since.elapsed() < limit {
+            thread::sleep(LOCK_RETRY);
+            turn = self.try_turn();
+        }
         act();
         drop(turn);
+    }
+
+    fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            // What it guards is nothing that a panic could have broken.
+            Err(sync::TryLockError::Poisoned(broken)) => Some(broken.into_inner()),
+            Err(sync::TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Makes sure that after a power failure the files are what they are now. What was renamed

@@ -47,7 +47,8 @@ fn lock_is_not_inherited_by_commands() {
 fn lock_of_a_removed_folder_locks_nothing() {
     let directory = directory();
     let store = open(&directory);
-    let stale = store.file.disk.lock().unwrap();
+    let other = open(&directory);
+    let stale = other.file.disk.lock().unwrap();
     fs::remove_dir_all(&store.file.disk.folder).unwrap();
     assert!(!store.file.disk.is_in_place(&stale).unwrap());
     // The folder is made again, with another lock.
