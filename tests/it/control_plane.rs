@@ -133,7 +133,7 @@ impl ControlPlane {
 
     /// A certificate for a server on this machine, signed by the same authority.
     pub(crate) fn server_certificate(&self) -> Identity {
-        self.authority.server()
+        self.authority.server(Ipv4Addr::LOCALHOST)
     }
 
     /// A client certificate for `user`, a member of `groups`.
