@@ -32,6 +32,8 @@ pub(super) struct Waiting {
     seen: Option<Version>,
     /// Since when this process has seen the present object; for the quarantine.
     object: Option<(Uid, Instant)>,
+    /// The longest duration of any holder that this process has seen; for the quarantine.
+    longest: Duration,
     reading: Reading,
     leaving: Option<Leaving>,
     /// Conflicts in a row although nobody has changed what is stored. One may be the echo of a
@@ -101,6 +103,7 @@ impl Waiting {
             known: Known::Nothing,
             seen: None,
             object: None,
+            longest: Duration::ZERO,
             reading: Reading::First(None),
             leaving: None,
             conflicts: 0,

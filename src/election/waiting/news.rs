@@ -209,7 +209,7 @@ impl Waiting {
             Known::Held(held) => held.claim.record.holder.clone(),
             Known::Nothing | Known::Absent | Known::Free(_) => None,
         };
-        let quarantine = quarantine(outbox, now.at, seen_since, &claim);
+        let quarantine = self.quarantine(outbox, now.at, seen_since, &claim);
         let leaving = self
             .leaving
             .take()
@@ -221,6 +221,31 @@ impl Waiting {
             holding.abandon(outbox, now.at, exit, message);
         }
         Box::new(holding)
+    }
+
+    /// How long the command must still wait because the object is young. The wait belongs to the
+    /// object, not to its creator, so that it is not lost when the lease changes hands meanwhile.
+    ///
+    /// It is as long as a holder of the deleted one may run. A duration that this process has never
+    /// seen it can't know, which is why the manual asks for the same one everywhere.
+    fn quarantine(
+        &self,
+        outbox: &Outbox,
+        now: Instant,
+        seen_since: Instant,
+        claim: &Claim,
+    ) -> Duration {
+        if outbox.settings.create != Create::Quarantine {
+            return Duration::ZERO;
+        }
+        let duration = outbox.settings.timing.lease_duration.max(self.longest);
+        // Two clocks that may each err by one in a thousand.
+        let needed = duration + duration / 500;
+        let by_own_clock = needed.saturating_sub(now.observed_since(seen_since));
+        match outbox.settings.server_clock_skew.zip(claim.created_ago) {
+            None => by_own_clock,
+            Some((skew, age)) => by_own_clock.min(needed.saturating_add(skew).saturating_sub(age)),
+        }
     }
 
     // === The watch ===
@@ -291,6 +316,7 @@ impl Waiting {
             .record
             .duration
             .unwrap_or(outbox.settings.timing.lease_duration);
+        self.longest = self.longest.max(duration);
         if self.told.as_ref() != Some(&holder) && !aged {
             self.told = Some(holder.clone());
             outbox.report(Report::HeldBy { holder, duration });
@@ -315,20 +341,4 @@ fn is_aged(outbox: &Outbox, claim: &Claim) -> bool {
         .duration
         .unwrap_or(outbox.settings.timing.lease_duration);
     age >= duration.saturating_add(skew)
-}
-
-/// How long the command must still wait because the object is young. The wait belongs to the
-/// object, not to its creator, so that it is not lost when the lease changes hands meanwhile.
-fn quarantine(outbox: &Outbox, now: Instant, seen_since: Instant, claim: &Claim) -> Duration {
-    if outbox.settings.create != Create::Quarantine {
-        return Duration::ZERO;
-    }
-    let duration = outbox.settings.timing.lease_duration;
-    // Two clocks that may each err by one in a thousand.
-    let needed = duration + duration / 500;
-    let by_own_clock = needed.saturating_sub(now.observed_since(seen_since));
-    match outbox.settings.server_clock_skew.zip(claim.created_ago) {
-        None => by_own_clock,
-        Some((skew, age)) => by_own_clock.min(needed.saturating_add(skew).saturating_sub(age)),
-    }
 }

@@ -86,3 +86,30 @@ fn our_own_object_made_late_is_young() {
         "the deleted lease's holder may still run"
     );
 }
+
+#[test]
+fn the_quarantine_is_for_the_longest_duration_that_was_seen() {
+    let requested = Requested {
+        lease_duration: Some(seconds(3.0)),
+        ..Requested::default()
+    };
+    let quick = Settings {
+        timing: Timing::new(requested).expect("safe"),
+        ..careful()
+    };
+    let mut bench = Bench::holding_what(quick, |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    watch_a_holder(&mut bench, 2);
+    let deleted = bench.delete();
+    bench.event(Event::Changed(Change::Deleted(deleted)));
+    bench.settle();
+    assert_eq!(bench.holder(), Some("me_1"));
+    for _ in 0..14 {
+        bench.pass(seconds(1.0));
+        bench.settle();
+        assert_eq!(bench.starts(), 0, "the holder for 15 s may still run");
+    }
+    bench.pass(seconds(1.1));
+    bench.settle();
+    assert_eq!(bench.starts(), 1);
+}
