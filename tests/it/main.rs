@@ -29,5 +29,6 @@ mod shims;
 mod signals;
 mod store_contract;
 mod terminal;
+mod terminal_groups;
 mod wait;
 mod world;

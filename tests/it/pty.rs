@@ -22,6 +22,8 @@ use crate::{
 pub(crate) struct Terminal {
     /// Until it is hung up.
     master: Option<PtyMaster>,
+    /// Its name for those in it.
+    path: String,
     session: Child,
     shown: Vec<u8>,
     /// How much of that has been waited for.
@@ -55,7 +57,7 @@ impl Terminal {
             .read(true)
             .write(true)
             .custom_flags(OFlag::O_NOCTTY.bits())
-            .open(path)
+            .open(&path)
             .expect("it can be opened");
         let again = |file: &File| file.try_clone().expect("a descriptor can be copied");
         let mut command = Command::new(argv[0]);
@@ -73,6 +75,7 @@ impl Terminal {
             .expect("the session can be started");
         Self {
             master: Some(master),
+            path,
             session,
             shown: Vec::new(),
             seen: 0,
@@ -85,6 +88,14 @@ impl Terminal {
         master
             .write_all(keys.as_bytes())
             .expect("the terminal takes a few keys");
+    }
+
+    /// Gives it another size, as when its window is dragged.
+    pub(crate) fn resize(&self) {
+        let stty = Command::new("stty")
+            .args(["-F", &self.path, "rows", "41"])
+            .status();
+        assert!(stty.expect("stty can be run").success());
     }
 
     /// Waits until it shows this text behind the one that was waited for last.

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, recv, send},
+    unistd::{Pid as NixPid, getpgid, getppid},
 };
 
 use crate::{clock::Instant, signals};
@@ -87,10 +88,20 @@ impl Watch {
         if self.phase == Phase::Waiting && signals::is_ending(signal) {
             self.cancelled_by.get_or_insert(signal);
         }
-        // In the caller's group the terminal has told the command already.
-        let has_it = from_terminal && matches!(self.guard.group, Group::Shared(_));
-        if !has_it && !self.is_of_the_tree(sender) {
-            self.signal_command(signal);
+        if self.is_of_the_tree(sender) {
+            return;
+        }
+        // The terminal has told front's whole group. Whether the command is in that is asked anew
+        // each time: it may put itself into another, as timeout(1) does.
+        let told = if from_terminal {
+            getpgid(Some(getppid())).ok().map(NixPid::as_raw)
+        } else {
+            None
+        };
+        match self.command {
+            Some(command) if told == Some(self.present_group(command)) => {}
+            Some(_) => self.signal_command(signal),
+            None => self.signal_leftovers(signal, told),
         }
     }
 
@@ -109,7 +120,7 @@ impl Watch {
     /// SIGCONT goes to the whole group: one member of a stopped pipeline alone would hang the job.
     fn signal_command(&mut self, signal: i32) {
         let Some(command) = self.command else {
-            return self.signal_leftovers(signal);
+            return self.signal_leftovers(signal, None);
         };
         if signal == libc::SIGCONT {
             return self.continue_group(command);
@@ -119,8 +130,9 @@ impl Watch {
             // The leader is not reaped, so the group's number is still the command's.
             (Audience::Group, Group::Own) => drop(sys::kill(-command, signal)),
             // The others in it are the caller's.
-            (Audience::Group, Group::Shared(group)) => {
+            (Audience::Group, Group::Shared(_)) => {
                 if let Some(tree) = &self.tree {
+                    let group = self.present_group(command);
                     let is_meant =
                         |process: &Process| process.group == group || process.pid == command;
                     tree.signal_those(signal, is_meant);
@@ -135,13 +147,14 @@ impl Watch {
         }
     }
 
-    /// Where those whom the command left behind are awaited, they are what is supervised.
-    fn signal_leftovers(&self, signal: i32) {
+    /// Where those whom the command left behind are awaited, they are what is supervised: all but
+    /// those in a group that has the signal already.
+    fn signal_leftovers(&self, signal: i32, told: Option<Pid>) {
         if self.phase != Phase::Running {
             return;
         }
         if let Some(tree) = &self.tree {
-            tree.signal(signal, None, &[]);
+            tree.signal_those(signal, |process| told != Some(process.group));
             if signals::is_ending(signal) {
                 tree.signal(libc::SIGCONT, None, &[]);
             }
@@ -149,11 +162,27 @@ impl Watch {
     }
 
     pub(super) fn continue_group(&self, command: Pid) {
-        let group = match self.guard.group {
+        let group = self.first_group(command);
+        let _ = sys::kill(-group, libc::SIGCONT);
+        let present = self.present_group(command);
+        // The kernel takes -1 for everybody, and 0, for a group that it can't name here, for ours.
+        if present != group && present > 1 {
+            let _ = sys::kill(-present, libc::SIGCONT);
+        }
+    }
+
+    /// The group that the command was started in.
+    fn first_group(&self, command: Pid) -> Pid {
+        match self.guard.group {
             Group::Own => command,
             Group::Shared(group) => group,
-        };
-        let _ = sys::kill(-group, libc::SIGCONT);
+        }
+    }
+
+    /// The group that the command, which is not reaped, is in now.
+    fn present_group(&self, command: Pid) -> Pid {
+        let present = getpgid(Some(NixPid::from_raw(command)));
+        present.map_or_else(|_| self.first_group(command), NixPid::as_raw)
     }
 
     /// Tells front something that it may miss if it does not read.

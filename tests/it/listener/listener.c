@@ -1,13 +1,18 @@
 /* Prints one line for each signal that it gets: its
  * number. Nothing is lost but what the kernel itself merges: all signals are blocked and taken one
- * by one. SIGUSR2 ends it. */
+ * by one. SIGUSR2 ends it. With an argument it first puts itself into a process group of its own. */
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
-int main(void)
+int main(int argc, char **argv)
 {
     sigset_t all;
     siginfo_t info;
+
+    (void)argv;
+    if (argc > 1 && setpgid(0, 0) != 0)
+        return 1;
 
     sigfillset(&all);
     if (sigprocmask(SIG_SETMASK, &all, NULL) != 0)
