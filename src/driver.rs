@@ -80,6 +80,7 @@ pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings)
         request_timeout: settings.timing.request_timeout,
         consequence: None,
         refused_at: None,
+        is_awaiting: false,
     };
     driver.run(settings).await
 }
@@ -97,6 +98,8 @@ struct Driver<S: Store> {
     consequence: Option<Event>,
     /// When a stop was last refused.
     refused_at: Option<Instant>,
+    /// The command ended, and those whom it left behind are awaited.
+    is_awaiting: bool,
 }
 
 /// Refusals that follow each other more closely are one.
@@ -274,18 +277,27 @@ impl<S: Store + 'static> Driver<S> {
                 self.refuse_stop(signal);
                 None
             }
+            Said::Awaiting(status) => {
+                self.tell_end(status, "; waiting for what it left behind");
+                self.is_awaiting = true;
+                None
+            }
             Said::Ended { status, at } => {
+                if self.is_awaiting {
+                    info!(%lease, "what the command left behind has ended");
+                } else {
+                    self.tell_end(status, "");
+                }
                 let exit = match status {
-                    Status::Exited(code) => {
-                        info!(%lease, code, "the command ended");
-                        Exit::Command(code)
-                    }
-                    Status::Signalled(signal) => {
-                        info!(%lease, signal = %name_of(signal), "a signal ended the command");
-                        Exit::Signal(signal)
-                    }
+                    Status::Exited(code) => Exit::Command(code),
+                    Status::Signalled(signal) => Exit::Signal(signal),
                 };
                 Some(Event::Ended { exit, at })
+            }
+            Said::Draining { count } => {
+                let number = (count > 0).then_some(count);
+                info!(%lease, number, "ending what the command left behind (--wait-descendants waits for it)");
+                None
             }
             Said::Empty => Some(Event::TreeGone),
             Said::Survivors(survivors) => {
@@ -301,6 +313,16 @@ impl<S: Store + 'static> Driver<S> {
                 })
             }
             Said::GuardDied => Some(Event::GuardDied),
+        }
+    }
+
+    fn tell_end(&self, status: Status, what_next: &str) {
+        let lease = &self.lease;
+        match status {
+            Status::Exited(code) => info!(%lease, code, "the command ended{what_next}"),
+            Status::Signalled(signal) => {
+                info!(%lease, signal = %name_of(signal), "a signal ended the command{what_next}");
+            }
         }
     }
 

@@ -122,6 +122,8 @@ struct Watch {
     means: Means,
     /// How the command ended, where front is told of it only when nobody is left.
     awaited: Option<Status>,
+    /// Front was told that others are awaited.
+    is_awaiting: bool,
     /// There is no child, but somebody in the leaf.
     lingering: bool,
     deadline: Option<Deadline>,
@@ -161,6 +163,7 @@ impl Watch {
             exec_errno: None,
             means: Means::default(),
             awaited: None,
+            is_awaiting: false,
             lingering: false,
             deadline: None,
             cancelled_by: None,
@@ -397,11 +400,15 @@ impl Watch {
 
     /// The command itself may have ended, and others live.
     fn note_leftovers(&mut self) {
-        if self.phase == Phase::Running
-            && self.command.is_none()
-            && (self.guard.options.leftovers == Leftovers::End || self.exec_errno.is_some())
-        {
-            self.drain();
+        if self.phase != Phase::Running || self.command.is_some() {
+            return;
+        }
+        match self.awaited {
+            Some(status) if !self.is_awaiting => {
+                self.is_awaiting = self.tell(Word::Awaiting(status));
+            }
+            Some(_) => {}
+            None => self.drain(),
         }
     }
 

@@ -142,6 +142,11 @@ impl Supervisor {
                 self.state = State::Guarded { command: None };
                 Report::Ended { status, at }
             }
+            Word::Awaiting(status) => {
+                self.state = State::Guarded { command: None };
+                Report::Awaiting(status)
+            }
+            Word::Draining(count) => Report::Draining { count },
             Word::Killing => {
                 // A guard that works needs no timer of ours against it.
                 self.patience = None;

@@ -97,8 +97,12 @@ pub(super) enum Word {
     TooLate,
     /// The command was stopped by this signal, and continued by the guard.
     Stopped(i32),
+    /// The command ended so, and others of its tree live, which are awaited.
+    Awaiting(Status),
     /// The command ended; others of its tree may live.
     Ended(Status, Instant),
+    /// What the command left behind is being ended: so many processes, or 0 if they can't be counted.
+    Draining(i32),
     /// The guard is alive and killing.
     Killing,
     /// One process that SIGKILL has not ended.
@@ -138,6 +142,9 @@ impl Word {
                 .chunk(survivor.waits_in),
             Self::Survivors => writer.byte(11),
             Self::Empty => writer.byte(12),
+            Self::Awaiting(Status::Exited(code)) => writer.byte(13).byte(code),
+            Self::Awaiting(Status::Signalled(signal)) => writer.byte(14).int(signal),
+            Self::Draining(count) => writer.byte(15).int(count),
         };
         writer.bytes
     }
@@ -175,6 +182,9 @@ impl Word {
             }),
             11 => Self::Survivors,
             12 => Self::Empty,
+            13 => Self::Awaiting(Status::Exited(reader.byte()?)),
+            14 => Self::Awaiting(Status::Signalled(reader.int()?)),
+            15 => Self::Draining(reader.int()?),
             // Only this file writes messages.
             _ => return None,
         })
@@ -324,8 +334,11 @@ mod tests {
             Word::Cancelled(15),
             Word::TooLate,
             Word::Stopped(20),
+            Word::Awaiting(Status::Exited(255)),
+            Word::Awaiting(Status::Signalled(34)),
             Word::Ended(Status::Exited(255), AT),
             Word::Ended(Status::Signalled(34), AT),
+            Word::Draining(4_194_304),
             Word::Killing,
             Word::Survivor(Survivor {
                 pid: 77_123,

@@ -39,6 +39,8 @@ pub enum Report {
     NotStarted(NotStarted),
     /// It was stopped by this signal, SIGTSTP, SIGTTIN or SIGTTOU, and at once continued.
     Stopped(i32),
+    /// It ended so, and left others behind, which are awaited. `Ended` follows once they are gone.
+    Awaiting(Status),
     /// It ended; or, where what it leaves behind is awaited, nothing of it lives any more. What it
     /// left behind otherwise gets SIGTERM and half a second, then SIGKILL.
     Ended {
@@ -46,6 +48,11 @@ pub enum Report {
         status: Status,
         /// When.
         at: Instant,
+    },
+    /// It ended, and what it left behind has been sent SIGTERM.
+    Draining {
+        /// How many processes, zombies among them; 0 if they can't be counted.
+        count: i32,
     },
     /// Proven: nothing of the command lives. Nothing follows.
     Empty,

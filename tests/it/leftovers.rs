@@ -43,6 +43,26 @@ fn leftovers_are_ended_before_the_release_and_the_commands_code_is_ours() {
 }
 
 #[test]
+fn what_is_left_behind_and_ended_is_said() {
+    const ENDING: &str = "ending what the command left behind (--wait-descendants waits for it)";
+    for level in LEVELS {
+        let world = World::on_files();
+        let leaves = "(setsid sleep 7777 &); sleep 7777 & exit 3";
+        let invocation = world.lease_exec().script(leaves);
+        let finished = level.apply(invocation).start().wait();
+        finished.assert_code(3);
+        let line = finished.stderr.lines().find(|line| line.contains(ENDING));
+        let line = line.unwrap_or_else(|| panic!("{}", finished.stderr));
+        assert!(line.contains("number=2"), "{line}");
+        assert!(line.contains(" INFO "), "{line}");
+
+        let invocation = world.lease_exec().script("sleep 0 & wait; exit 3");
+        let finished = level.apply(invocation).start().wait();
+        assert!(!finished.stderr.contains(ENDING), "{}", finished.stderr);
+    }
+}
+
+#[test]
 fn an_orphan_of_the_command_is_a_child_of_the_guard() {
     let world = World::on_files();
     let mark = Mark::new();
@@ -100,8 +120,13 @@ fn descendants_are_waited_for_if_asked() {
             world.wait_for_renewal();
         }
         assert_ne!(mark.alive(), [0; 0], "it was ended");
+        running.wait_until_it_says("the command ended; waiting for what it left behind");
         fs::write(world.path().join("go"), "").expect("written");
-        running.wait().assert_code(3);
+        let finished = running.wait();
+        finished.assert_code(3);
+        let said = |what: &str| finished.stderr.matches(what).count();
+        assert_eq!(said("the command ended"), 1, "{}", finished.stderr);
+        assert_eq!(said("what the command left behind has ended"), 1);
         assert_eq!(lines(&world.path().join("said")), ["ready", "done"]);
         assert_eq!(world.holder(), "");
     }

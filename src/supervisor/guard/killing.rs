@@ -13,11 +13,21 @@ use super::{
 impl Watch {
     /// The command ended and left others behind.
     pub(super) fn drain(&mut self) {
+        let mut count = None;
         for signal in [libc::SIGTERM, libc::SIGCONT] {
             match &self.tree {
-                Some(tree) => drop(tree.signal(signal, self.own_group, &[])),
+                Some(tree) => {
+                    let found = tree.signal(signal, self.own_group, &[]);
+                    count.get_or_insert(found.descendants);
+                }
                 None => self.signal_own_group(signal),
             }
+        }
+        // A child that could not become the command leaves nothing behind, and one that is just
+        // being reaped is nobody.
+        if self.exec_errno.is_none() && count != Some(0) {
+            let count = count.and_then(|count| i32::try_from(count).ok());
+            self.tell(Word::Draining(count.unwrap_or(0)));
         }
         self.phase = Phase::Draining {
             since: Instant::now(),

@@ -54,6 +54,8 @@ fn words() -> impl Strategy<Value = Word> {
         any::<[u8; 32]>(),
     );
     prop_oneof![
+        status.clone().prop_map(Word::Awaiting),
+        any::<i32>().prop_map(Word::Draining),
         Just(Word::Starting),
         (any::<i32>(), means).prop_map(|(pid, means)| Word::Started(pid, means)),
         any::<i32>().prop_map(Word::ExecFailed),
@@ -107,7 +109,7 @@ proptest! {
     #[test]
     fn no_bytes_are_taken_for_what_their_kind_does_not_say(
         bytes in prop::collection::vec(any::<u8>(), 0..64),
-        small in 0..16_u8,
+        small in 0..32_u8,
         has_small in any::<bool>(),
     ) {
         let mut bytes = bytes;
@@ -127,7 +129,7 @@ proptest! {
             prop_assert_eq!(kind(&word.encode()), kind(&bytes));
             prop_assert_eq!(Word::decode(&word.encode()), Some(word));
         } else {
-            prop_assert!(bytes.len() < SIZE || bytes[0] > 11);
+            prop_assert!(bytes.len() < SIZE || bytes[0] > 15);
         }
     }
 }
