@@ -19,7 +19,9 @@ use tracing::{debug, error, info, trace, warn};
 
 use crate::{
     clock::{Instant, Now},
-    election::{Action, Election, Event, NotStarted, Reply, Report, RequestId, Settings, Term},
+    election::{
+        Action, Election, Event, KillReason, NotStarted, Reply, Report, RequestId, Settings, Term,
+    },
     exit::Exit,
     lease::{Change, Failure, FailureKind},
     signals::{self, Received, is_ending},
@@ -273,6 +275,15 @@ impl<S: Store + 'static> Driver<S> {
                     reason,
                 )))
             }
+            Said::Forwarded(signal) => {
+                let receiver = if self.is_awaiting {
+                    "what the command left behind"
+                } else {
+                    "the command"
+                };
+                info!(%lease, "forwarded {} to {receiver}", name_of(signal));
+                None
+            }
             Said::Stopped(signal) => {
                 self.refuse_stop(signal);
                 None
@@ -364,7 +375,17 @@ impl<S: Store + 'static> Driver<S> {
                 let grace = show(grace);
                 error!(%lease, kill_in = %grace, "lost the lease: {reason}");
             }
-            Report::Killing => warn!(%lease, "killing the command's whole tree"),
+            Report::Killing(reason) => {
+                let reason = match reason {
+                    KillReason::KillAfter { after, signal } => {
+                        let after = humantime::format_duration(after);
+                        let signal = name_of(signal);
+                        format!("--kill-after {after} has passed since {signal}")
+                    }
+                    KillReason::Deadline => "the deadline has passed".to_owned(),
+                };
+                warn!(%lease, "killing the command's whole tree: {reason}");
+            }
             Report::Stuck(survivors) => {
                 error!(%lease, "the command's tree is not proven dead: {survivors}");
             }

@@ -233,8 +233,8 @@ pub enum Report {
         /// How long until SIGKILL; zero is now.
         grace: Duration,
     },
-    /// The command outlived `--kill-after`, or the grace of a loss; it gets SIGKILL.
-    Killing,
+    /// The command lives on for this reason too long; its tree gets SIGKILL.
+    Killing(KillReason),
     /// The tree could not be proven dead.
     Stuck(String),
     /// The lease is free again.
@@ -246,6 +246,20 @@ pub enum Report {
         /// How long until others may take it, at the earliest.
         left: Duration,
     },
+}
+
+/// What a command has outlived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KillReason {
+    /// `--kill-after`, counted from a signal that asked it to end.
+    KillAfter {
+        /// That long.
+        after: Duration,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The term's deadline, or the grace of a loss.
+    Deadline,
 }
 
 /// One candidate's election for one lease.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, Event, Next, NotStarted, Report, Term,
+    Action, Event, KillReason, Next, NotStarted, Report, Term,
     outbox::{Acquires, Outbox, Timer},
     waiting::Waiting,
 };
@@ -51,8 +51,7 @@ pub(super) struct Holding {
     /// The command's own end.
     ended: Option<(Exit, Instant)>,
     lost: Option<Lost>,
-    /// `--kill-after`, running.
-    kill_after: Option<Timer>,
+    kill_after: Option<KillAfter>,
     killed: bool,
     /// The tree was sent SIGKILL and could not be proven dead in time.
     stuck: bool,
@@ -79,6 +78,13 @@ enum Release {
     Due { give_up: Timer },
     /// It has succeeded, or there is nothing to release.
     Settled,
+}
+
+/// `--kill-after`, running since this signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct KillAfter {
+    signal: i32,
+    timer: Timer,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -225,14 +231,18 @@ impl Holding {
             });
             outbox.act(Action::Terminate);
         }
-        let asked = self.kill_after.is_some_and(|timer| timer.is_due(now));
+        let asked = self.kill_after.filter(|running| running.timer.is_due(now));
         let overdue = held >= self.kill_deadline(outbox)
             || self
                 .kill_timer(outbox)
                 .is_some_and(|timer| timer.is_due(now));
-        if !self.killed && (asked || overdue) {
+        if !self.killed && (asked.is_some() || overdue) {
             self.killed = true;
-            outbox.report(Report::Killing);
+            let reason = asked.map_or(KillReason::Deadline, |running| KillReason::KillAfter {
+                after: running.timer.after,
+                signal: running.signal,
+            });
+            outbox.report(Report::Killing(reason));
             outbox.act(Action::Kill);
         }
     }
@@ -298,7 +308,7 @@ impl Holding {
             if !self.killed {
                 next.push(left(self.kill_deadline(outbox)));
                 next.extend(self.kill_timer(outbox).map(|timer| timer.left(now)));
-                next.extend(self.kill_after.map(|timer| timer.left(now)));
+                next.extend(self.kill_after.map(|running| running.timer.left(now)));
             }
         }
         match self.phase {
@@ -455,10 +465,10 @@ impl Holding {
         match self.phase {
             Phase::Preparing { .. } => self.abandon(outbox, now, Exit::Signal(signal), None),
             Phase::Running if self.kill_after.is_none() => {
-                self.kill_after = outbox
-                    .settings
-                    .kill_after
-                    .map(|after| Timer { since: now, after });
+                self.kill_after = outbox.settings.kill_after.map(|after| KillAfter {
+                    signal,
+                    timer: Timer { since: now, after },
+                });
             }
             Phase::Running | Phase::Gone(_) => {}
         }

@@ -137,6 +137,7 @@ impl Supervisor {
                 self.end_of(Report::NotStarted(NotStarted::Cancelled(signal)))
             }
             Word::TooLate => self.end_of(Report::NotStarted(NotStarted::TooLate)),
+            Word::Forwarded(signal) => Report::Forwarded(signal),
             Word::Stopped(signal) => Report::Stopped(signal),
             Word::Ended(status, at) => {
                 self.state = State::Guarded { command: None };

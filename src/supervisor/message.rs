@@ -95,6 +95,8 @@ pub(super) enum Word {
     Cancelled(i32),
     /// The deadline had passed before the start; nothing runs.
     TooLate,
+    /// This signal, which asks to end, was passed on.
+    Forwarded(i32),
     /// The command was stopped by this signal, and continued by the guard.
     Stopped(i32),
     /// The command ended so, and others of its tree live, which are awaited.
@@ -145,6 +147,7 @@ impl Word {
             Self::Awaiting(Status::Exited(code)) => writer.byte(13).byte(code),
             Self::Awaiting(Status::Signalled(signal)) => writer.byte(14).int(signal),
             Self::Draining(count) => writer.byte(15).int(count),
+            Self::Forwarded(signal) => writer.byte(16).int(signal),
         };
         writer.bytes
     }
@@ -185,6 +188,7 @@ impl Word {
             13 => Self::Awaiting(Status::Exited(reader.byte()?)),
             14 => Self::Awaiting(Status::Signalled(reader.int()?)),
             15 => Self::Draining(reader.int()?),
+            16 => Self::Forwarded(reader.int()?),
             // Only this file writes messages.
             _ => return None,
         })
@@ -333,6 +337,7 @@ mod tests {
             Word::StartFailed(11),
             Word::Cancelled(15),
             Word::TooLate,
+            Word::Forwarded(15),
             Word::Stopped(20),
             Word::Awaiting(Status::Exited(255)),
             Word::Awaiting(Status::Signalled(34)),

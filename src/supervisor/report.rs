@@ -37,6 +37,9 @@ pub enum Report {
     ExecFailed(FindError),
     /// It was not started. Nothing runs, nothing follows.
     NotStarted(NotStarted),
+    /// This signal, which asks to end, was passed on to it, or to those of it who are awaited. One
+    /// that it has had already, from the terminal or by its own hand, is not.
+    Forwarded(i32),
     /// It was stopped by this signal, SIGTSTP, SIGTTIN or SIGTTOU, and at once continued.
     Stopped(i32),
     /// It ended so, and left others behind, which are awaited. `Ended` follows once they are gone.

@@ -116,9 +116,15 @@ fn a_command_that_ignores_the_end_is_killed_after_kill_after() {
         .start();
     holder.wait_until_it_says("started the command");
     holder.signal(nix::sys::signal::Signal::SIGTERM);
-    holder
-        .wait()
-        .assert_signal(nix::sys::signal::Signal::SIGKILL);
+    let finished = holder.wait();
+    finished.assert_signal(nix::sys::signal::Signal::SIGKILL);
+    for line in [
+        "forwarded SIGTERM to the command ",
+        "killing the command's whole tree: --kill-after 500ms has passed since SIGTERM ",
+    ] {
+        let said = finished.stderr.matches(line).count();
+        assert_eq!(said, 1, "{line:?} in\n{}", finished.stderr);
+    }
     assert_eq!(world.holder(), "", "an ordered kill releases the lease");
 }
 

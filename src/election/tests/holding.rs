@@ -450,6 +450,12 @@ fn kill_after_counts_from_the_first_signal_that_asks_to_end() {
     assert_eq!(bench.kills(), 0);
     bench.pass(seconds(0.3));
     assert_eq!(bench.kills(), 1);
+    let reason = KillReason::KillAfter {
+        after: seconds(3.0),
+        signal: 15,
+    };
+    let is_said = |action: &Action| *action == Action::Report(Report::Killing(reason));
+    assert_eq!(bench.did(is_said), 1);
     let at = bench.now.at;
     bench.event(Event::Ended {
         exit: Exit::Signal(9),

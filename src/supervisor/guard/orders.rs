@@ -99,9 +99,13 @@ impl Watch {
             None
         };
         match self.command {
-            Some(command) if told == Some(self.present_group(command)) => {}
+            Some(command) if told == Some(self.present_group(command)) => return,
             Some(_) => self.signal_command(signal),
-            None => self.signal_leftovers(signal, told),
+            None if self.phase == Phase::Running => self.signal_leftovers(signal, told),
+            None => return,
+        }
+        if signals::is_ending(signal) {
+            self.tell(Word::Forwarded(signal));
         }
     }
 

@@ -56,6 +56,7 @@ fn words() -> impl Strategy<Value = Word> {
     prop_oneof![
         status.clone().prop_map(Word::Awaiting),
         any::<i32>().prop_map(Word::Draining),
+        any::<i32>().prop_map(Word::Forwarded),
         Just(Word::Starting),
         (any::<i32>(), means).prop_map(|(pid, means)| Word::Started(pid, means)),
         any::<i32>().prop_map(Word::ExecFailed),
@@ -129,7 +130,7 @@ proptest! {
             prop_assert_eq!(kind(&word.encode()), kind(&bytes));
             prop_assert_eq!(Word::decode(&word.encode()), Some(word));
         } else {
-            prop_assert!(bytes.len() < SIZE || bytes[0] > 15);
+            prop_assert!(bytes.len() < SIZE || bytes[0] > 16);
         }
     }
 }
