@@ -323,7 +323,17 @@ impl<S: Store + 'static> Driver<S> {
                     },
                 })
             }
-            Said::GuardDied => Some(Event::GuardDied),
+            Said::GuardDied { pid, status } => {
+                let how = match status {
+                    Some(Status::Exited(code)) => format!("exited with {code}"),
+                    Some(Status::Signalled(signal)) => {
+                        format!("was killed by {}", name_of(signal))
+                    }
+                    None => "died".to_owned(),
+                };
+                let sentence = format!("the guard process (pid {pid}) {how}");
+                Some(Event::GuardDied(sentence))
+            }
         }
     }
 

@@ -121,8 +121,8 @@ pub enum Event {
         /// The processes that were seen alive, for people.
         survivors: String,
     },
-    /// The guard is dead, and its command's tree is proven dead.
-    GuardDied,
+    /// The guard is dead, as this sentence says, and its command's tree is proven dead.
+    GuardDied(String),
 }
 
 /// The answer to a request.

@@ -183,7 +183,7 @@ impl Holding {
                 self.stuck = true;
                 outbox.report(Report::Stuck(survivors));
             }
-            Event::GuardDied => self.on_guard_failed(outbox, now.at, "the guard process died"),
+            Event::GuardDied(how) => self.on_guard_failed(outbox, now.at, how),
         }
         // The news may have brought a deadline forward.
         self.check_deadlines(outbox, now.at);
@@ -479,7 +479,7 @@ impl Holding {
             NotStarted::NoAnswer => {
                 let message = "the guard process did not answer when told to start the command, \
                                and was killed";
-                return self.on_guard_failed(outbox, now, message);
+                return self.on_guard_failed(outbox, now, message.to_owned());
             }
             NotStarted::Refused(exit, reason) => (exit, Some(reason)),
             NotStarted::Cancelled(signal) => (Exit::Signal(signal), None),
@@ -493,10 +493,10 @@ impl Holding {
 
     /// Nothing of the command runs, and nobody could run it. A loss that came first is the reason to
     /// end, and this only its manner.
-    fn on_guard_failed(&mut self, outbox: &Outbox, now: Instant, message: &str) {
+    fn on_guard_failed(&mut self, outbox: &Outbox, now: Instant, message: String) {
         self.gone(outbox, now);
         if self.lost.is_none() {
-            self.verdict = Some((Exit::Internal, Some(message.to_owned())));
+            self.verdict = Some((Exit::Internal, Some(message)));
         }
     }
 }

@@ -125,9 +125,7 @@ impl Waiting {
             }
             Event::Changed(change) => self.on_change(outbox, now, change),
             Event::Signalled { signal, ends: true } => self.leave(Exit::Signal(signal), None),
-            Event::GuardDied => {
-                self.leave(Exit::Internal, Some("the guard process died".to_owned()));
-            }
+            Event::GuardDied(how) => self.leave(Exit::Internal, Some(how)),
             // Nothing of a command runs, so there is nothing else to hear.
             Event::Wake
             | Event::Signalled { ends: false, .. }

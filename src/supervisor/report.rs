@@ -63,7 +63,12 @@ pub enum Report {
     /// up. Said once; `Empty` follows if they end after all.
     Survivors(Vec<Survivor>),
     /// The guard died, and nothing of the command lives: this process has killed it. Nothing follows.
-    GuardDied,
+    GuardDied {
+        /// Its process id.
+        pid: i32,
+        /// How it died, unless that is unknown.
+        status: Option<Status>,
+    },
 }
 
 /// Why the command was not started.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::clock::Instant;
 
 use super::{
-    NotStarted, PAUSE, Report, State, Supervisor, Survivor, Unanswered,
+    NotStarted, PAUSE, Report, State, Status, Supervisor, Survivor, Unanswered,
     cgroup::Leaf,
     sys::{self, Pid, Waited},
     tree::{Process, Tree},
@@ -20,6 +20,8 @@ pub(super) struct Sweep {
     since: Instant,
     /// The guard is reaped, so its orphans are ours now.
     guard_is_gone: bool,
+    /// How it ended, if we were told.
+    guards_end: Option<Status>,
     command: Option<Pid>,
     /// How many looks in a row found nobody.
     clean: u32,
@@ -37,6 +39,7 @@ impl Supervisor {
         self.state = State::Sweeping(Sweep {
             since: Instant::now(),
             guard_is_gone: false,
+            guards_end: None,
             command,
             clean: 0,
             named: false,
@@ -60,10 +63,16 @@ impl Supervisor {
             leaf.kill();
         }
         // Orphans come to us when the guard is dead, which is a little after its socket closed.
-        sweep.guard_is_gone = sweep.guard_is_gone
-            || matches!(sys::wait(self.guard), Waited::Ended(..) | Waited::NoChild);
+        if !sweep.guard_is_gone {
+            let waited = sys::wait(self.guard);
+            sweep.guard_is_gone = matches!(waited, Waited::Ended(..) | Waited::NoChild);
+            if let Waited::Ended(_, status) = waited {
+                sweep.guards_end = Some(status);
+            }
+        }
+        let guards_end = sweep.guards_end;
         if sweep.guard_is_gone && sweep.strike(&self.bystanders, leaf) {
-            let report = self.end_without_guard();
+            let report = self.end_without_guard(guards_end);
             let report = self.end_of(report);
             self.reports.push_back(report);
             return PAUSE;
@@ -90,13 +99,16 @@ impl Supervisor {
     }
 
     /// What has come to its end now that nobody is left: the command, or the wish for one.
-    fn end_without_guard(&self) -> Report {
+    fn end_without_guard(&self, status: Option<Status>) -> Report {
         match self.unanswered {
             Some(Unanswered { cancelled_by, .. }) if self.given_up.is_some() => {
                 let reason = cancelled_by.map_or(NotStarted::NoAnswer, NotStarted::Cancelled);
                 Report::NotStarted(reason)
             }
-            _ => Report::GuardDied,
+            _ => Report::GuardDied {
+                pid: self.guard,
+                status,
+            },
         }
     }
 }

@@ -39,11 +39,10 @@ fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "60s");
         signal(grown.guard, Signal::SIGKILL);
-        grown
-            .running
-            .wait()
-            .assert_code(125)
-            .assert_says("the guard process died");
+        grown.running.wait().assert_code(125).assert_says(&format!(
+            "exiting with 125: the guard process (pid {}) was killed by SIGKILL ",
+            grown.guard
+        ));
         assert_eq!(grown.mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
     }

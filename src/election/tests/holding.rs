@@ -500,7 +500,7 @@ fn a_dead_guard_ends_us_and_releases_only_on_proof() {
     assert!(bench.is_writing(), "does not renew for a survivor");
     bench.settle();
     assert_eq!(bench.exit(), None);
-    bench.event(Event::GuardDied);
+    bench.event(Event::GuardDied("the guard died".to_owned()));
     bench.settle();
     assert_eq!(bench.exit(), Some(Exit::Internal));
     assert_eq!(bench.holder(), None);

@@ -156,7 +156,7 @@ fn a_guard_that_is_continued_when_it_is_given_up_leaves_nobody() {
         let finished = running.wait();
         assert_eq!(mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
-        let is_killed = finished.stderr.contains("the guard process died");
+        let is_killed = finished.stderr.contains("the guard process (pid");
         let is_known = finished.stderr.contains("started the command");
         assert!(
             is_killed || is_known || !ran(&world).exists(),
@@ -339,7 +339,7 @@ fn a_guard_that_dies_when_it_has_borne_a_child_leaves_no_command() {
             running
                 .wait()
                 .assert_code(125)
-                .assert_says("the guard process died");
+                .assert_says("was killed by SIGKILL");
             assert!(!ran(&world).exists(), "the command ran: {moment:?}");
             assert_eq!(world.holder(), "");
         }
