@@ -117,7 +117,7 @@ struct Args {
     impersonate: Option<String>,
 
     /// Give up acquiring after this long; 0s is --no-wait [default: wait for ever]
-    #[arg(short, long, env = "LEASE_EXEC_WAIT", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Waiting")]
+    #[arg(short, long, env = "LEASE_EXEC_WAIT", value_name = "DURATION", value_parser = duration, help_heading = "Waiting")]
     wait: Option<Duration>,
 
     /// Make one attempt to acquire
@@ -129,7 +129,7 @@ struct Args {
     conflict_exit_code: u8,
 
     /// After a forwarded TERM, INT, HUP or QUIT, SIGKILL the tree this much later [default: never]
-    #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Ending")]
+    #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = duration, help_heading = "Ending")]
     kill_after: Option<Duration>,
 
     /// Forward signals to the command's whole process group
@@ -146,25 +146,25 @@ struct Args {
 
     /// From SIGTERM to SIGKILL when the Lease can't be renewed; 0s is SIGKILL at the renew deadline
     /// [default: as long as is safe, about 3s of 15s]
-    #[arg(long, env = "LEASE_EXEC_LOST_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Ending")]
+    #[arg(long, env = "LEASE_EXEC_LOST_GRACE", value_name = "DURATION", value_parser = duration, help_heading = "Ending")]
     lost_grace: Option<Duration>,
 
     /// How long others must see the Lease unchanged before they may take it; whole seconds
     /// [default: 15s]
-    #[arg(long, env = "LEASE_EXEC_LEASE_DURATION", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_LEASE_DURATION", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
     lease_duration: Option<Duration>,
 
     /// When a holder that can't renew gives up and ends its command [default: 2/3 of the lease
     /// duration]
-    #[arg(long, env = "LEASE_EXEC_RENEW_DEADLINE", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_RENEW_DEADLINE", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
     renew_deadline: Option<Duration>,
 
     /// From one renewal to the next [default: 2/15 of the lease duration]
-    #[arg(long, env = "LEASE_EXEC_RETRY_PERIOD", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_RETRY_PERIOD", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
     retry_period: Option<Duration>,
 
     /// The limit of one request, authentication included [default: 2/15 of the lease duration]
-    #[arg(long, env = "LEASE_EXEC_REQUEST_TIMEOUT", value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_REQUEST_TIMEOUT", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
     request_timeout: Option<Duration>,
 
     /// By how much API servers' clocks may differ when they show that a Lease seen for the first
@@ -470,10 +470,15 @@ fn server_clock_skew(text: &str) -> Result<Option<Duration>, UsageError> {
     }
     match humantime::parse_duration(text) {
         Ok(skew) => Ok(Some(skew)),
-        Err(error) => refuse(format!(
-            "--server-clock-skew is {text:?}, neither a duration nor \"off\": {error}"
+        Err(_) => refuse(format!(
+            "--server-clock-skew is {text:?}, but must be a duration, such as 5s or 1m30s, or \"off\""
         )),
     }
+}
+
+/// A duration, or what one looks like.
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text).map_err(|_| "it is not a duration, such as 5s or 1m30s")
 }
 
 fn on_command_line(matches: &ArgMatches, id: &str) -> bool {

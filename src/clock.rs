@@ -91,8 +91,42 @@ impl Now {
     }
 }
 
+/// A duration for people, rounded to milliseconds: `2.667s`, `500ms`, `1m 30s`.
+pub fn shown(duration: Duration) -> String {
+    let millis = duration
+        .saturating_add(Duration::from_micros(500))
+        .as_millis();
+    let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+    let rounded = Duration::from_millis(millis);
+    if millis < 1000 || millis % 1000 == 0 {
+        return humantime::format_duration(rounded).to_string();
+    }
+    let text = format!("{}.{:03}", millis / 1000, millis % 1000);
+    format!("{}s", text.trim_end_matches('0'))
+}
+
 /// Reads one clock. These clocks exist on every Linux that can run us (2.6.39 and later), and
 /// `clock_gettime` has no other way to fail with them.
 fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_shown_to_the_millisecond_at_most() {
+        for (nanos, text) in [
+            (0, "0s"),
+            (2_666_666_666, "2.667s"),
+            (2_500_000_000, "2.5s"),
+            (90_000_000_000, "1m 30s"),
+            (500_000_000, "500ms"),
+            (999_600_000, "1s"),
+        ] {
+            assert_eq!(shown(Duration::from_nanos(nanos)), text);
+        }
+        shown(Duration::MAX);
+    }
 }

@@ -18,7 +18,7 @@ use tokio::{sync::mpsc, time};
 use tracing::{debug, error, info, trace, warn};
 
 use crate::{
-    clock::{Instant, Now},
+    clock::{Instant, Now, shown},
     election::{
         Action, Election, Event, KillReason, NotStarted, Reply, Report, RequestId, Settings, Term,
     },
@@ -388,7 +388,7 @@ impl<S: Store + 'static> Driver<S> {
             Report::Killing(reason) => {
                 let reason = match reason {
                     KillReason::KillAfter { after, signal } => {
-                        let after = humantime::format_duration(after);
+                        let after = shown(after);
                         let signal = name_of(signal);
                         format!("--kill-after {after} has passed since {signal}")
                     }
@@ -437,7 +437,7 @@ async fn within<T>(
     attempt: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     time::timeout(limit, attempt).await.unwrap_or_else(|_| {
-        let limit = humantime::format_duration(limit);
+        let limit = shown(limit);
         Err(Failure {
             kind: FailureKind::Unreachable,
             message: format!("no answer within {limit}"),

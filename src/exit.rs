@@ -9,7 +9,7 @@ pub enum Exit {
     Signal(i32),
     /// Wrong usage or an unsafe configuration.
     Usage,
-    /// The API server could not be reached before `--wait` ran out.
+    /// The API server, or the store's directory, could not be reached before `--wait` ran out.
     Unreachable,
     /// Somebody else holds the lease; the code is 75 unless `--conflict-exit-code` changes it.
     Conflict(u8),
@@ -62,7 +62,7 @@ pub const TABLE: &[(&str, &str)] = &[
     ("64", "wrong usage or an unsafe configuration"),
     (
         "69",
-        "the API server could not be reached before --wait ran out",
+        "the API server, or the store's directory, could not be reached before --wait ran out",
     ),
     (
         "75",

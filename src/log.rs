@@ -60,7 +60,7 @@ impl Log {
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || write_all(&queue))
-            .context("start the thread that writes messages")?;
+            .context("can't start the thread that writes messages")?;
         let writer = Queue(lines.clone());
         let layer = match format {
             LogFormat::Text => layer()
@@ -76,7 +76,7 @@ impl Log {
                 .boxed(),
         };
         let subscriber = registry().with(layer.with_filter(targets(verbosity)));
-        tracing::subscriber::set_global_default(subscriber)?;
+        tracing::subscriber::set_global_default(subscriber).context("can't take the messages")?;
         Ok(Self { lines })
     }
 

@@ -150,17 +150,19 @@ fn kin(place: &Place, lease: &str) -> u64 {
 fn runtime() -> anyhow::Result<Runtime> {
     // tokio panics without these.
     let spare = (0..SPARE_DESCRIPTORS).map(|_| File::open("/dev/null"));
-    let spare: Vec<File> = spare.collect::<Result<_, _>>().context("open files")?;
+    let spare: Vec<File> = spare
+        .collect::<Result<_, _>>()
+        .context("can't open files")?;
     drop(spare);
     let thread = thread::Builder::new().spawn(|| ());
     // A thread that does nothing does not panic.
-    let _ = thread.context("start a thread")?.join();
+    let _ = thread.context("can't start a thread")?.join();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(FOR_EVER)
         .build()
-        .context("start the runtime")?;
+        .context("can't start the runtime")?;
     // As long as one thread for blocking work lives, more of it waits for that one.
     runtime.spawn_blocking(|| ());
     Ok(runtime)
@@ -210,7 +212,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     let random = Uuid::new_v4();
     let identity = Identity::new(format!("{}_{random}", readable_identity(config)?));
     Ok(Settings {
-        identity: identity.context("make up an identity")?,
+        identity: identity.context("can't make up an identity")?,
         timing: config.timing,
         wait: config.wait,
         create: config.create,
@@ -231,6 +233,6 @@ fn readable_identity(config: &Config) -> anyhow::Result<String> {
         cli::check_identity("POD_NAME", &text)?;
         return Ok(text);
     }
-    let name = nix::unistd::gethostname().context("read the host name")?;
+    let name = nix::unistd::gethostname().context("can't read the host name")?;
     Ok(name.to_string_lossy().into_owned())
 }

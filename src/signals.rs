@@ -68,12 +68,12 @@ impl Signals {
     ///
     /// If the kernel has no descriptor or thread for us.
     pub fn listen(self, forwarder: Forwarder, above: Above) -> Result<mpsc::Receiver<Received>> {
-        let reader = self.blocked.reader(0).context("open the signals")?;
+        let reader = self.blocked.reader(0).context("can't open the signals")?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         thread::Builder::new()
             .name("signals".into())
             .spawn(move || self.read(&reader, &forwarder, above, &sender))
-            .context("start the thread that reads signals")?;
+            .context("can't start the thread that reads signals")?;
         Ok(receiver)
     }
 

@@ -146,7 +146,7 @@ impl Supervisor {
         sys::set_disposition(libc::SIGCHLD, Disposition::Default);
         let exec = Exec::new(&command, std::process::id().cast_signed());
         let above = init::interpose()?;
-        prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
+        prctl::set_child_subreaper(true).context("can't become the reaper of orphans")?;
         let bystanders = bystanders();
         // Without either the other means must do.
         let leaf = Leaf::make(options.kin).map_err(|error| format!("{error:#}"));
@@ -157,7 +157,7 @@ impl Supervisor {
             None,
             SockFlag::SOCK_CLOEXEC,
         )
-        .context("make the guard's socket")?;
+        .context("can't make the guard's socket")?;
         let group = Group::of_command();
         let guard = Guard {
             front: guards,
@@ -168,7 +168,7 @@ impl Supervisor {
             tether: guards_tether,
             buffer: Guard::buffer(),
         };
-        let pid = match sys::fork().context("fork the guard")? {
+        let pid = match sys::fork().context("can't fork the guard")? {
             Forked::Child => {
                 drop(front);
                 guard.run(tether.map(Tether::into_read_end), leaf.ok())

@@ -29,7 +29,7 @@ pub(super) fn lease_name(
                 (false, true) => Some(namespace.clone()),
                 _ => {
                     return refuse(format!(
-                        "--lease names namespace {prefix:?}, --namespace {namespace:?}"
+                        "--lease names the namespace {prefix:?}, but --namespace names {namespace:?}"
                     ));
                 }
             }

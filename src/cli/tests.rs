@@ -71,7 +71,7 @@ fn bad_input_gets_one_sentence() {
         ),
         (
             &["-l", "a/b", "-n", "c", "ls"],
-            "--lease names namespace \"a\", --namespace \"c\"",
+            "--lease names the namespace \"a\", but --namespace names \"c\"",
         ),
         (
             &["-l", "demo", "--store", "etcd", "ls"],
@@ -83,7 +83,7 @@ fn bad_input_gets_one_sentence() {
         ),
         (
             &["-l", "demo", "--wait", "soon", "ls"],
-            "invalid value 'soon' for '--wait <DURATION>'",
+            "invalid value 'soon' for '--wait <DURATION>': it is not a duration, such as 5s or 1m30s (see",
         ),
         (
             &["-l", "demo", "--wait", "5s", "--no-wait", "ls"],
@@ -99,7 +99,7 @@ fn bad_input_gets_one_sentence() {
         ),
         (
             &["-l", "demo", "--server-clock-skew", "x", "ls"],
-            "--server-clock-skew is \"x\", neither",
+            "--server-clock-skew is \"x\", but must be a duration, such as 5s or 1m30s, or \"off\"",
         ),
         (
             &["-l", "demo", "--identity", "", "ls"],

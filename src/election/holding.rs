@@ -8,7 +8,7 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    clock::{Instant, Now},
+    clock::{Instant, Now, shown},
     exit::Exit,
     lease::{Claim, Identity, Record, Version},
 };
@@ -218,7 +218,7 @@ impl Holding {
         let timing = &outbox.settings.timing;
         let held = now.held_since(self.sent);
         if self.lost.is_none() && held >= self.renew_deadline(outbox) {
-            let duration = humantime::format_duration(timing.renew_deadline);
+            let duration = shown(timing.renew_deadline);
             let message = format!("no renewal has succeeded for {duration}");
             self.lost = Some(Lost {
                 at: now,

@@ -115,7 +115,7 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|err| {
         Err(Failure {
             kind: FailureKind::Unreachable,
-            message: format!("finish a file operation: {err}"),
+            message: format!("can't finish a file operation: {err}"),
             retry_after: None,
         })
     })
@@ -317,7 +317,7 @@ impl LeaseFile {
         adopted.ok_or_else(|| Failure {
             kind: FailureKind::Unreachable,
             message: format!(
-                "read {}: it is being changed at this moment",
+                "can't read {}: it is being changed at this moment",
                 self.disk.lease.display()
             ),
             retry_after: None,

@@ -42,20 +42,19 @@ pub enum FindErrorKind {
 }
 
 impl FindError {
-    /// What `errno`, from execve or from looking the file up, means for this file. ENOENT may also
-    /// mean the interpreter of a script.
+    /// What `errno`, from execve or from looking the file up, means for this file.
     fn new(path: &OsStr, errno: Errno) -> Self {
         let kind = match errno {
             Errno::ENOENT | Errno::ENOTDIR => FindErrorKind::NotFound,
             // EACCES, ENOEXEC, E2BIG, ETXTBSY, ELOOP and whatever else there is: the file exists.
             _ => FindErrorKind::NotExecutable,
         };
-        let name = match path.display().to_string() {
-            nothing if nothing.is_empty() => "''".to_owned(),
-            name => name,
-        };
         Self {
-            message: format!("can't execute {name}: {}", errno.desc()),
+            message: if path.is_empty() {
+                "the command is empty".to_owned()
+            } else {
+                format!("can't execute {}: {}", path.display(), errno.desc())
+            },
             kind,
         }
     }
@@ -102,7 +101,14 @@ impl Command {
 
     /// What to say when execve refused.
     pub(super) fn exec_error(&self, errno: Errno) -> FindError {
-        FindError::new(OsStr::from_bytes(self.path.as_bytes()), errno)
+        let mut error = FindError::new(OsStr::from_bytes(self.path.as_bytes()), errno);
+        // See execve(2). The file itself was there when it was looked up.
+        error.message.push_str(match errno {
+            Errno::ENOENT => " (or its interpreter)",
+            Errno::ENOEXEC => " (has it a #! line?)",
+            _ => "",
+        });
+        error
     }
 }
 
@@ -352,6 +358,22 @@ mod tests {
         ] {
             assert_eq!(find(&path(name), ""), Err(kind), "{name}");
         }
+    }
+
+    #[test]
+    fn a_refused_execution_is_explained() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("script");
+        file(&path, 0o755);
+        let command = Command::find_in(&[path.into()], None).unwrap();
+        let said = |errno| command.exec_error(errno).message;
+        assert!(said(Errno::ENOENT).ends_with(" (or its interpreter)"));
+        assert!(said(Errno::ENOEXEC).ends_with(" (has it a #! line?)"));
+        assert!(said(Errno::EACCES).ends_with("script: Permission denied"));
+
+        let empty = Command::find_in(&["".into()], None).unwrap_err();
+        assert_eq!(empty.message, "the command is empty");
+        assert_eq!(empty.kind, FindErrorKind::NotFound);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) fn interpose() -> Result<Above> {
     if std::process::id() != 1 {
         return Ok(Above::Caller);
     }
-    match sys::fork().context("fork front")? {
+    match sys::fork().context("can't fork front")? {
         Forked::Child => Ok(Above::OwnInit),
         Forked::Parent(front) => run(front),
     }

@@ -130,12 +130,13 @@ fn a_file_store_without_a_usable_directory_is_78() {
             .args(["--lease", LEASE, "--store", &store, "--", "true"])
             .run()
     };
+    let refusal = |path: &Path| format!("lease-exec: can't keep leases in {}: ", path.display());
     let missing = world.path().join("missing");
-    assert_refused(&run(&missing), 78, &[&missing.display().to_string()]);
+    assert_refused(&run(&missing), 78, &[&refusal(&missing)]);
     assert!(!missing.exists(), "a mistyped directory was made");
     let file = world.path().join("file");
     fs::write(&file, "").expect("written");
-    assert_refused(&run(&file), 78, &[&file.display().to_string()]);
+    assert_refused(&run(&file), 78, &[&refusal(&file)]);
     // Read-only also for root.
     assert_refused(&run(Path::new("/proc/sys")), 78, &["/proc/sys"]);
 }

@@ -86,7 +86,7 @@ impl Disk {
                 return Err(Failure {
                     kind: FailureKind::Unreachable,
                     message: format!(
-                        "lock {}: another process has held it for {LOCK_LIMIT:?} (is one stopped?)",
+                        "can't lock {}: another process has held it for {LOCK_LIMIT:?} (is one stopped?)",
                         self.lock.display()
                     ),
                     retry_after: None,
@@ -275,7 +275,7 @@ pub(super) fn failed(what: &str, path: &Path, err: &io::Error) -> Failure {
     };
     Failure {
         kind,
-        message: format!("{what} {}: {err}", path.display()),
+        message: format!("can't {what} {}: {err}", path.display()),
         retry_after: None,
     }
 }
@@ -284,7 +284,7 @@ pub(super) fn failed(what: &str, path: &Path, err: &io::Error) -> Failure {
 pub(super) fn malformed(path: &Path, sentence: impl Display) -> Failure {
     Failure {
         kind: FailureKind::Malformed,
-        message: format!("understand {}: {sentence}", path.display()),
+        message: format!("can't understand {}: {sentence}", path.display()),
         retry_after: None,
     }
 }
@@ -301,7 +301,7 @@ fn check_directory(path: &Path) -> Result<(), Failure> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => Err(misconfigured(format!(
-            "keep leases in {}: it is not a directory",
+            "can't keep leases in {}: it is not a directory",
             path.display()
         ))),
         Err(err) => Err(failed("keep leases in", path, &err)),
@@ -319,13 +319,13 @@ fn check_name(what: &str, name: &str, longest: usize) -> Result<(), Failure> {
         && name.bytes().next_back().is_some_and(inner);
     if !sound {
         return Err(misconfigured(format!(
-            "use the {what} {name:?}: it must consist of lower case letters, digits, '-' and '.', \
+            "can't use the {what} {name:?}: it must consist of lower case letters, digits, '-' and '.', \
              and begin and end with a letter or digit"
         )));
     }
     if name.len() > longest {
         return Err(misconfigured(format!(
-            "use the {what} {name:?}: it is longer than {longest} bytes"
+            "can't use the {what} {name:?}: it is longer than {longest} bytes"
         )));
     }
     Ok(())

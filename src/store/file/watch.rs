@@ -186,7 +186,7 @@ impl Notices {
             };
             Failure {
                 kind: FailureKind::Misconfigured,
-                message: format!("watch {}: {err}{limit}", folder.display()),
+                message: format!("can't watch {}: {err}{limit}", folder.display()),
                 retry_after: None,
             }
         })
