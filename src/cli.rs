@@ -128,15 +128,17 @@ struct Args {
     #[arg(short = 'E', long, env = "LEASE_EXEC_CONFLICT_EXIT_CODE", value_name = "N", default_value_t = CONFLICT, help_heading = "Waiting")]
     conflict_exit_code: u8,
 
-    /// After a forwarded TERM, INT, HUP or QUIT, SIGKILL the tree this much later [default: never]
+    /// After a forwarded TERM, INT, HUP or QUIT, SIGKILL the tree this much later; 0s is at once
+    /// [default: never]
     #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = duration, help_heading = "Ending")]
     kill_after: Option<Duration>,
 
-    /// Forward signals to the command's whole process group
+    /// Forward signals to the command's whole process group; in the foreground of a terminal the rest
+    /// of that group, such as the calling script, does not get them
     #[arg(short, long, env = "LEASE_EXEC_GROUP", value_parser = BoolishValueParser::new(), help_heading = "Command")]
     group: bool,
 
-    /// Wait for what the command leaves behind when it ends, instead of ending it
+    /// Wait for what the command leaves behind when it ends, such as daemons, instead of ending it
     #[arg(long, env = "LEASE_EXEC_WAIT_DESCENDANTS", value_parser = BoolishValueParser::new(), help_heading = "Ending")]
     wait_descendants: bool,
 
