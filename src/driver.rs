@@ -249,6 +249,10 @@ impl<S: Store + 'static> Driver<S> {
         use supervisor::Report as Said;
         let lease = &self.lease;
         match report {
+            Said::Emptied(cgroup) => {
+                warn!(%lease, %cgroup, "killing what a dead lease-exec has left in its cgroup");
+                None
+            }
             Said::Started { pid, means } => {
                 info!(%lease, pid, "started the command");
                 debug!(%lease, "to end its tree there are: {means}");

@@ -149,7 +149,8 @@ impl Supervisor {
         prctl::set_child_subreaper(true).context("can't become the reaper of orphans")?;
         let bystanders = bystanders();
         // Without either the other means must do.
-        let leaf = Leaf::make(options.kin).map_err(|error| format!("{error:#}"));
+        let mut emptied = Vec::new();
+        let leaf = Leaf::make(options.kin, &mut emptied).map_err(|error| format!("{error:#}"));
         let (tether, guards_tether) = Tether::pair().ok().unzip();
         let (front, guards) = socketpair(
             AddressFamily::Unix,
@@ -198,7 +199,7 @@ impl Supervisor {
             unanswered: None,
             patience: None,
             given_up: None,
-            reports: VecDeque::new(),
+            reports: emptied.into_iter().map(Report::Emptied).collect(),
         })
     }
 
@@ -250,9 +251,14 @@ impl Supervisor {
         let mut message = Order::Start(deadline).encode().to_vec();
         message.extend(command::environment(environment)?);
         if let Ok(leaf) = &self.leaf {
-            // The holder before us may have been killed while we waited. A term is longer than this.
-            let left = deadline.left(Instant::now());
-            leaf.end_abandoned_beside(cgroup::PATIENCE.min(left / 4))?;
+            // The holder before us may have been killed while we waited. No renewal is sent
+            // meanwhile, and there is time for them after it.
+            let limit = deadline.left(Instant::now()) / 4;
+            let mut emptied = Vec::new();
+            let ended = leaf.end_abandoned_beside(limit, &mut emptied);
+            self.reports
+                .extend(emptied.into_iter().map(Report::Emptied));
+            ended?;
         }
         self.deadline = Some(deadline);
         let now = Instant::now();

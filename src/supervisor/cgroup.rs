@@ -46,16 +46,17 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// Makes one, and ends and removes those that killed lease-execs have left beside it.
+    /// Makes one, and ends and removes those that killed lease-execs have left beside it. The
+    /// names of those in which somebody lived are added to `emptied`.
     ///
     /// # Errors
     ///
     /// If none can be made, which is no failure: where cgroups are of version 1, or belong to
     /// somebody else.
-    pub(super) fn make(kin: u64) -> Result<Self> {
+    pub(super) fn make(kin: u64, emptied: &mut Vec<String>) -> Result<Self> {
         let parent = open_own()?;
         // Before the command starts it is tried again, and then it counts.
-        let _ = end_abandoned(&parent, b"", PATIENCE);
+        let _ = end_abandoned(&parent, b"", PATIENCE, emptied);
         let stat = fs::read("/proc/self/stat").context("read /proc/self/stat")?;
         let process = Process::parse(&stat).context("understand /proc/self/stat")?;
         let name = format!("{PREFIX}{}-{}-{kin:016x}", process.pid, process.start_time);
@@ -88,11 +89,15 @@ impl Leaf {
     ///
     /// If somebody is left after `limit` in one that was made for the same kin. Others are not waited
     /// for.
-    pub(super) fn end_abandoned_beside(&self, limit: Duration) -> Result<()> {
+    pub(super) fn end_abandoned_beside(
+        &self,
+        limit: Duration,
+        emptied: &mut Vec<String>,
+    ) -> Result<()> {
         let name = self.name.to_bytes();
         let dash = name.iter().rposition(|byte| *byte == b'-');
         let kin = name.get(dash.unwrap_or(0)..).unwrap_or_default();
-        end_abandoned(&self.parent, kin, limit)
+        end_abandoned(&self.parent, kin, limit, emptied)
     }
 
     /// Its name, for people.
@@ -303,17 +308,23 @@ fn unescape(field: &[u8]) -> PathBuf {
 // === What others have left behind ===
 
 /// How long a start may be held up by the remains of others.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Kills whoever lives in a leaf whose front and guard are both dead, and removes it. They could do
-/// no more about it, and nobody else would. Those whose names end with `awaited` are waited for.
+/// no more about it, and nobody else would. Those whose names end with `awaited` are waited for. The
+/// names of those in which somebody was are added to `emptied`.
 ///
 /// # Errors
 ///
 /// If somebody still lives in one of those after `limit`.
-fn end_abandoned(parent: &OwnedFd, awaited: &[u8], limit: Duration) -> Result<()> {
+fn end_abandoned(
+    parent: &OwnedFd,
+    awaited: &[u8],
+    limit: Duration,
+    emptied: &mut Vec<String>,
+) -> Result<()> {
     let since = Instant::now();
-    let parent_again = open_directory(parent, c".").context("read our own cgroup")?;
+    let parent_again = open_directory(parent, c".").context("can't read our own cgroup")?;
     let mut buffer = [0; 8192];
     let mut failure = Ok(());
     while let length @ 1.. = sys::read_directory(parent_again.as_fd(), &mut buffer)? {
@@ -325,8 +336,11 @@ fn end_abandoned(parent: &OwnedFd, awaited: &[u8], limit: Duration) -> Result<()
             let left = limit.saturating_sub(since.elapsed());
             let ended =
                 end_if_abandoned(parent, name, if is_awaited { left } else { Duration::ZERO });
-            if is_awaited && ended.is_err() {
-                failure = ended;
+            match ended {
+                Ok(true) => emptied.push(name.to_string_lossy().into_owned()),
+                Ok(false) => {}
+                Err(error) if is_awaited => failure = Err(error),
+                Err(_) => {}
             }
         }
     }
@@ -336,16 +350,19 @@ fn end_abandoned(parent: &OwnedFd, awaited: &[u8], limit: Duration) -> Result<()
 /// A leaf is locked before anybody is born in it, and as long as one of its owners lives. One that
 /// is not locked has no owner, or is just being made: then nobody is in it, and if it is removed that
 /// lease-exec does without.
-fn end_if_abandoned(parent: &OwnedFd, name: &CStr, limit: Duration) -> Result<()> {
+///
+/// Tells whether somebody was in it.
+fn end_if_abandoned(parent: &OwnedFd, name: &CStr, limit: Duration) -> Result<bool> {
     let Ok(directory) = open_directory(parent, name).map(File::from) else {
-        return Ok(());
+        return Ok(false);
     };
     if directory.try_lock().is_err() {
-        return Ok(());
+        return Ok(false);
     }
     let Ok(events) = openat(&directory, c"cgroup.events", READ, Mode::empty()) else {
-        return Ok(());
+        return Ok(false);
     };
+    let was_populated = is_populated(events.as_fd());
     // Before Linux 5.14 there is none, nor with another owner; who is in it may be ending.
     if let Ok(kill) = openat(&directory, c"cgroup.kill", WRITE, Mode::empty()) {
         let _ = write(kill, b"1");
@@ -360,7 +377,7 @@ fn end_if_abandoned(parent: &OwnedFd, name: &CStr, limit: Duration) -> Result<()
         std::thread::sleep(Duration::from_millis(1));
     }
     remove(parent.as_fd(), name);
-    Ok(())
+    Ok(was_populated)
 }
 
 #[cfg(test)]

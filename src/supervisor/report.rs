@@ -26,6 +26,9 @@ impl Status {
 /// What happened to the command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
+    /// Before anything else: the cgroup of this name, whose lease-exec was killed, had somebody in it
+    /// who was sent SIGKILL.
+    Emptied(String),
     /// It runs.
     Started {
         /// Its process id.

@@ -72,17 +72,22 @@ fn what_a_killed_lease_exec_has_left_in_its_cgroup_is_ended_by_the_next() {
     grown.signal_both(Signal::SIGSTOP);
     grown.signal_both(Signal::SIGKILL);
     grown.wait_for_group();
-    assert_eq!(leaves(&outer).len(), 2);
+    let before = leaves(&outer);
+    assert_eq!(before.len(), 2);
 
-    let next = world
-        .invocation()
-        .args(["--lease", "third", "--store"])
-        .args([format!("file:{}", world.store().display())])
-        .command(["true"]);
-    around(next).start().wait().assert_code(0);
+    let finished = beside_others(&world, &outer, "third", &["true"]).wait();
+    finished.assert_code(0);
     assert_eq!(grown.mark.alive(), [0; 0], "who left the group lives on");
     let leaves = leaves(&outer);
     assert_eq!(leaves.len(), 1, "{leaves:?}");
+    // That of the living is not named, nor is any where nobody was left.
+    let dead = before.iter().find(|leaf| !leaves.contains(leaf));
+    let dead = dead.expect("there were two");
+    let line = "killing what a dead lease-exec has left in its cgroup";
+    assert_eq!(finished.stderr.matches(line).count(), 1);
+    finished.assert_says(&format!("cgroup={dead}"));
+    let finished = beside_others(&world, &outer, "fourth", &["true"]).wait();
+    assert!(!finished.stderr.contains(line), "{}", finished.stderr);
     living.signal(Signal::SIGTERM);
     living.wait().assert_signal(Signal::SIGTERM);
 }
