@@ -112,9 +112,9 @@ fn a_command_that_ignores_the_end_is_killed_after_kill_after() {
     let holder = world
         .lease_exec()
         .args(["-k", "500ms"])
-        .script("trap '' TERM; while :; do sleep 0.05; done")
+        .script("trap '' TERM; echo ready; while :; do sleep 0.05; done")
         .start();
-    holder.wait_until_it_says("started the command");
+    holder.wait_until_it_prints("ready");
     holder.signal(nix::sys::signal::Signal::SIGTERM);
     let finished = holder.wait();
     finished.assert_signal(nix::sys::signal::Signal::SIGKILL);
