@@ -57,12 +57,12 @@ impl Leaf {
         let parent = open_own()?;
         // Before the command starts it is tried again, and then it counts.
         let _ = end_abandoned(&parent, b"", PATIENCE, emptied);
-        let stat = fs::read("/proc/self/stat").context("read /proc/self/stat")?;
-        let process = Process::parse(&stat).context("understand /proc/self/stat")?;
+        let stat = fs::read("/proc/self/stat").context("can't read /proc/self/stat")?;
+        let process = Process::parse(&stat).context("can't understand /proc/self/stat")?;
         let name = format!("{PREFIX}{}-{}-{kin:016x}", process.pid, process.start_time);
-        let name = CString::new(name).context("name a cgroup")?;
+        let name = CString::new(name).context("can't name a cgroup")?;
         mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))
-            .context("make a cgroup")?;
+            .context("can't make a cgroup")?;
         match open_files(&parent, &name) {
             Ok([directory, kill, events]) => Ok(Self {
                 parent,
@@ -73,7 +73,7 @@ impl Leaf {
             }),
             Err(error) => {
                 let _ = unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir);
-                Err(error.context("prepare the cgroup that was made"))
+                Err(error.context("can't prepare the cgroup that was made"))
             }
         }
     }
@@ -224,14 +224,15 @@ fn find_child(directory: &OwnedFd, found: &mut [u8; 256]) -> bool {
 
 /// Opens the directory of the cgroup that this process is in.
 fn open_own() -> Result<OwnedFd> {
-    let cgroups = fs::read("/proc/self/cgroup").context("read /proc/self/cgroup")?;
-    let mounts = fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let cgroups = fs::read("/proc/self/cgroup").context("can't read /proc/self/cgroup")?;
+    let mounts = fs::read("/proc/self/mountinfo").context("can't read /proc/self/mountinfo")?;
     let path = own_path(&cgroups, &mounts)
         .context("no cgroup file system of version 2 shows this process's cgroup")?;
     let directory = nix::fcntl::open(&path, READ | OFlag::O_DIRECTORY, Mode::empty())
-        .with_context(|| format!("open {}", path.display()))?;
+        .with_context(|| format!("can't open {}", path.display()))?;
     // Something else may be mounted over it.
-    let found = fstatfs(&directory).with_context(|| format!("ask about {}", path.display()))?;
+    let found =
+        fstatfs(&directory).with_context(|| format!("can't ask about {}", path.display()))?;
     ensure!(
         found.filesystem_type() == CGROUP2_SUPER_MAGIC,
         "{} is no cgroup of version 2",
