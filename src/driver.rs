@@ -262,23 +262,7 @@ impl<S: Store + 'static> Driver<S> {
                 let refused = NotStarted::Refused(exit_of(error.kind), error.message);
                 Some(Event::NotStarted(refused))
             }
-            Said::NotStarted(supervisor::NotStarted::NoAnswer) => {
-                Some(Event::NotStarted(NotStarted::NoAnswer))
-            }
-            Said::NotStarted(supervisor::NotStarted::Cancelled(signal)) => {
-                Some(Event::NotStarted(NotStarted::Cancelled(signal)))
-            }
-            Said::NotStarted(supervisor::NotStarted::TooLate) => {
-                Some(Event::NotStarted(NotStarted::TooLate))
-            }
-            Said::NotStarted(supervisor::NotStarted::NoProcess(errno)) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                let reason = format!("failed to start the command: {error}");
-                Some(Event::NotStarted(NotStarted::Refused(
-                    Exit::Internal,
-                    reason,
-                )))
-            }
+            Said::NotStarted(reason) => Some(Event::NotStarted(not_started(reason))),
             Said::Forwarded(signal) => {
                 let receiver = if self.is_awaiting {
                     "what the command left behind"
@@ -327,17 +311,7 @@ impl<S: Store + 'static> Driver<S> {
                     },
                 })
             }
-            Said::GuardDied { pid, status } => {
-                let how = match status {
-                    Some(Status::Exited(code)) => format!("exited with {code}"),
-                    Some(Status::Signalled(signal)) => {
-                        format!("was killed by {}", name_of(signal))
-                    }
-                    None => "died".to_owned(),
-                };
-                let sentence = format!("the guard process (pid {pid}) {how}");
-                Some(Event::GuardDied(sentence))
-            }
+            Said::GuardDied { pid, status } => Some(Event::GuardDied(death_of_guard(pid, status))),
         }
     }
 
@@ -410,6 +384,29 @@ impl<S: Store + 'static> Driver<S> {
             }
         }
     }
+}
+
+fn not_started(reason: supervisor::NotStarted) -> NotStarted {
+    use supervisor::NotStarted as Said;
+    match reason {
+        Said::NoAnswer => NotStarted::NoAnswer,
+        Said::Cancelled(signal) => NotStarted::Cancelled(signal),
+        Said::TooLate => NotStarted::TooLate,
+        Said::NoProcess(errno) => {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let reason = format!("failed to start the command: {error}");
+            NotStarted::Refused(Exit::Internal, reason)
+        }
+    }
+}
+
+fn death_of_guard(pid: i32, status: Option<Status>) -> String {
+    let how = match status {
+        Some(Status::Exited(code)) => format!("exited with {code}"),
+        Some(Status::Signalled(signal)) => format!("was killed by {}", name_of(signal)),
+        None => "died".to_owned(),
+    };
+    format!("the guard process (pid {pid}) {how}")
 }
 
 /// A signal as people know it.
