@@ -337,7 +337,7 @@ fn a_lease_that_must_exist_is_78_when_it_does_not() {
 fn an_empty_command_and_a_namespace_for_children_alone_are_explained() {
     let world = World::on_files();
     let finished = world.lease_exec().command([""]).run();
-    assert_refused(&finished, 127, &["can't execute '': "]);
+    assert_refused(&finished, 127, &["the command is empty"]);
     let without_fork = world.lease_exec().command(["true"]);
     let finished = without_fork.under(["unshare", "--pid", "--"]).run();
     assert_refused(&finished, 125, &["does unshare --pid lack --fork?"]);

@@ -407,7 +407,7 @@ impl World {
         self.trees.retain(|tree| !is_its(tree));
         self.watcher.last_alive = self.now;
         if self.nodes[index].life == life {
-            self.tell(index, Event::GuardDied);
+            self.tell(index, Event::GuardDied("the guard died".to_owned()));
         }
     }
 

@@ -295,7 +295,7 @@ impl World {
                     NotStarted::TooLate => record.too_late = true,
                 }
             }
-            Event::GuardDied => {
+            Event::GuardDied(_) => {
                 record.gone = true;
                 record.guard_died = true;
             }
@@ -335,7 +335,7 @@ impl World {
             | Report::Quarantined(_)
             | Report::RenewFailed { .. }
             | Report::Renewed
-            | Report::Killing
+            | Report::Killing(_)
             | Report::Stuck(_)
             | Report::NotReleased { .. } => {}
         }

@@ -436,7 +436,7 @@ fn importance(event: &Event) -> u8 {
         | Event::NotStarted(_)
         | Event::TreeGone
         | Event::TreeStuck { .. }
-        | Event::GuardDied => 0,
+        | Event::GuardDied(_) => 0,
         Event::Signalled { .. } => 1,
         Event::Changed(_) => 2,
         Event::Reply(..) => 3,
