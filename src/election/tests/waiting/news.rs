@@ -40,6 +40,32 @@ fn an_answer_to_an_older_request_is_of_no_interest() {
 }
 
 #[test]
+fn a_look_that_was_overtaken_by_the_watch_finds_no_term() {
+    // The answer to its create is lost, so it looks what became of it; and while the answer to that
+    // is on its way, the lease is deleted and made again by somebody else.
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    bench.lose_reply(true);
+    while !bench.is_reading() {
+        bench.pass(seconds(0.1));
+    }
+    let (id, late) = bench.carry_out();
+    bench.delete();
+    bench.store(held_by("other_1"));
+    bench.notice();
+    bench.event(Event::Reply(id, late));
+    assert!(!bench.election.holds(), "the lease is somebody else's");
+    bench.settle();
+    assert_eq!(bench.starts(), 0);
+    // What it was told by then counts, and nothing of what it knew before.
+    bench.pass(seconds(14.9));
+    assert_eq!(bench.starts(), 0);
+    bench.pass(seconds(0.2));
+    bench.settle();
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
 fn a_quarantine_counts_from_the_object_and_not_from_the_first_look() {
     let careful = Settings {
         create: Create::Quarantine,
