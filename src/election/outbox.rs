@@ -131,6 +131,10 @@ impl Outbox {
         matches!(self.pending, Some(Pending::Write(..)))
     }
 
+    pub(super) fn is_reading(&self) -> bool {
+        matches!(self.pending, Some(Pending::Read(_)))
+    }
+
     /// Takes the request that was just answered.
     pub(super) fn answered(&mut self) -> Option<Pending> {
         self.pending.take()

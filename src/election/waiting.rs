@@ -35,6 +35,8 @@ pub(super) struct Waiting {
     /// The longest duration of any holder that this process has seen; for the quarantine.
     longest: Duration,
     reading: Reading,
+    /// The watch has told something newer since the read under way was sent.
+    overtaken: bool,
     leaving: Option<Leaving>,
     /// Conflicts in a row although nobody has changed what is stored. One may be the echo of a
     /// write of our own; more are no race that somebody else has won.
@@ -105,6 +107,7 @@ impl Waiting {
             object: None,
             longest: Duration::ZERO,
             reading: Reading::First(None),
+            overtaken: false,
             leaving: None,
             conflicts: 0,
             unauthorized: 0,

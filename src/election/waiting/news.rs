@@ -1,6 +1,6 @@
 //! What the store tells a candidate: answers to its requests, and the watch's events.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use super::{CONFLICTS, Held, Known, Reading, UNAUTHORIZED, Waiting};
 use crate::{
@@ -23,7 +23,12 @@ impl Waiting {
         now: Now,
         reply: Reply,
     ) -> Option<Box<Holding>> {
+        let overtaken = mem::take(&mut self.overtaken);
         match (outbox.answered()?, reply) {
+            (Pending::Read(_), Reply::Read(Ok(claim))) if overtaken && self.is_old(&claim) => {
+                self.reading = Reading::First(None);
+                None
+            }
             (Pending::Read(_), Reply::Read(Ok(claim))) => self.on_read(outbox, now, claim),
             (Pending::Write(_, attempt), Reply::Written(Ok(Outcome::Written(claim))))
                 if !outbox.is_result(attempt, &claim) =>
@@ -76,6 +81,13 @@ impl Waiting {
             // An answer of the wrong kind: the driver's defect, as good as none.
             (Pending::Read(_), Reply::Written(_)) | (Pending::Write(..), Reply::Read(_)) => None,
         }
+    }
+
+    /// Whether an answer is older than what the watch has told. Only where it may be: an answer to a
+    /// read that was sent later is the truth, also if a backup was restored and versions went back.
+    fn is_old(&self, claim: &Option<Claim>) -> bool {
+        let version = claim.as_ref().map(|claim| &claim.version);
+        self.seen.as_ref() > version
     }
 
     fn on_read(
@@ -273,6 +285,7 @@ impl Waiting {
         {
             return;
         }
+        self.overtaken = outbox.is_reading();
         if claim.record.holder.as_ref() == Some(&outbox.settings.identity) {
             // Our own write's event. Only an answer to us can start a term.
             self.seen = Some(claim.version.clone());
