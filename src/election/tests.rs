@@ -44,6 +44,8 @@ struct Bench {
     objects: u64,
     /// When the stored record was written, on the store's own clock, which is `now.boot`.
     written: Duration,
+    /// And when the object was made.
+    created: Duration,
     request: Option<Action>,
     watching: bool,
     actions: Vec<Action>,
@@ -73,6 +75,7 @@ impl Bench {
             versions: 100,
             objects: 0,
             written: start,
+            created: start,
             request: None,
             watching: false,
             actions: Vec::new(),
@@ -137,6 +140,7 @@ impl Bench {
             Some(claim) => claim.uid.clone(),
             None => {
                 self.objects += 1;
+                self.created = self.now.at.boot;
                 Uid(format!("object-{}", self.objects))
             }
         };
@@ -177,10 +181,9 @@ impl Bench {
     }
 
     fn answer(&self) -> Option<Claim> {
-        let age = self.now.at.boot - self.written;
         self.stored.clone().map(|claim| Claim {
-            written_ago: Some(age),
-            created_ago: Some(age),
+            written_ago: Some(self.now.at.boot - self.written),
+            created_ago: Some(self.now.at.boot - self.created),
             ..claim
         })
     }

@@ -113,3 +113,80 @@ fn the_quarantine_is_for_the_longest_duration_that_was_seen() {
     bench.settle();
     assert_eq!(bench.starts(), 1);
 }
+
+/// A wait that a quarantine of 15 s outlasts.
+fn impatient() -> Settings {
+    Settings {
+        wait: Some(seconds(14.0)),
+        ..careful()
+    }
+}
+
+#[test]
+fn a_wait_that_ends_before_the_quarantine_keeps_nobody_out() {
+    let mut bench = Bench::holding_what(impatient(), |bench| bench.store(Record::default()));
+    bench.settle();
+    assert_eq!(bench.holder(), None, "holds a lease that it can't use");
+    assert_eq!(bench.exit(), Some(Exit::Conflict(75)));
+}
+
+#[test]
+fn a_wait_that_is_longer_than_what_is_left_of_the_quarantine_takes_the_lease() {
+    let patient = Settings {
+        wait: Some(seconds(20.0)),
+        ..careful()
+    };
+    let mut bench = Bench::holding_what(patient, |bench| bench.store(held_by("other_1")));
+    bench.settle();
+    watch_a_holder(&mut bench, 2);
+    release(&mut bench);
+    bench.pass(seconds(11.1));
+    bench.settle();
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
+fn a_short_wait_will_do_for_an_object_that_the_servers_clock_shows_to_be_old() {
+    let trusting = Settings {
+        server_clock_skew: Some(seconds(5.0)),
+        ..impatient()
+    };
+    let mut bench = Bench::holding_what(trusting, |bench| {
+        bench.store(held_by("other_1"));
+        bench.jump(seconds(21.0));
+        bench.stored.as_mut().expect("stored").record = Record::default();
+    });
+    bench.settle();
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
+fn the_age_of_an_object_that_was_read_counts_when_the_watch_shows_it_free() {
+    let trusting = Settings {
+        server_clock_skew: Some(seconds(5.0)),
+        ..impatient()
+    };
+    let mut bench = Bench::holding_what(trusting, |bench| {
+        bench.store(held_by("other_1"));
+        bench.jump(seconds(19.0));
+    });
+    bench.settle();
+    assert_eq!(bench.holder(), Some("other_1"));
+    bench.pass(seconds(1.5));
+    // No event of a watch has an age.
+    bench.store(Record::default());
+    bench.notice();
+    bench.settle();
+    assert_eq!(bench.starts(), 1);
+}
+
+#[test]
+fn an_absent_lease_is_made_though_the_wait_is_short_so_that_it_grows_old() {
+    let mut bench = Bench::new(impatient());
+    bench.settle();
+    assert_eq!(bench.holder(), Some("me_1"));
+    bench.pass(seconds(14.1));
+    bench.settle();
+    assert_eq!(bench.holder(), None);
+    assert_eq!(bench.exit(), Some(Exit::Conflict(75)));
+}
