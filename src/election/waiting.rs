@@ -30,8 +30,8 @@ pub(super) struct Waiting {
     known: Known,
     /// The newest version that was seen, also in watch events.
     seen: Option<Version>,
-    /// Since when this process has seen the present object; for the quarantine.
-    object: Option<(Uid, Instant)>,
+    /// The present object; for the quarantine.
+    object: Option<Seen>,
     /// The longest duration of any holder that this process has seen; for the quarantine.
     longest: Duration,
     reading: Reading,
@@ -50,6 +50,16 @@ pub(super) struct Waiting {
     cannot_write: bool,
     /// The holder that the user was told of.
     told: Option<Identity>,
+}
+
+/// An object, and for how long it has certainly been there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Seen {
+    uid: Uid,
+    /// Since when this process has seen it.
+    since: Instant,
+    /// Its age on the store's own clock, and when an answer told it. No event of a watch does.
+    age: Option<(Duration, Instant)>,
 }
 
 /// What we know is stored.
@@ -231,6 +241,12 @@ impl Waiting {
 
     /// Swaps ourselves in. Of a held record this is only right once it has run out.
     fn take(&mut self, outbox: &mut Outbox, now: Now, base: Option<Claim>) -> Next {
+        // A lease that is not there is made all the same: it then grows old for those who come later.
+        if base.is_some() && self.would_wait_in_vain(outbox, now.at) {
+            let message = "the command was not run: --create=quarantine lasts longer than --wait";
+            self.leave(outbox.settings.conflict, Some(message.to_owned()));
+            return self.plan(outbox, now);
+        }
         let transitions = match &base {
             None => 0,
             Some(base) => base
@@ -265,6 +281,13 @@ impl Waiting {
             since: self.started,
             after,
         })
+    }
+
+    /// Whether `--wait` runs out before the quarantine, so that holding the lease would only keep
+    /// others out.
+    fn would_wait_in_vain(&self, outbox: &Outbox, now: Instant) -> bool {
+        self.wait_timer(outbox)
+            .is_some_and(|wait| wait.left(now) < self.quarantine(outbox, now))
     }
 
     fn check_wait(&mut self, outbox: &Outbox, now: Instant) {

@@ -2,7 +2,7 @@
 
 use std::{mem, time::Duration};
 
-use super::{CONFLICTS, Held, Known, Reading, UNAUTHORIZED, Waiting};
+use super::{CONFLICTS, Held, Known, Reading, Seen, UNAUTHORIZED, Waiting};
 use crate::{
     clock::{Instant, Now},
     election::{
@@ -213,15 +213,12 @@ impl Waiting {
         claim: Claim,
     ) -> Box<Holding> {
         outbox.settle_all();
-        let seen_since = match &self.object {
-            Some((uid, since)) if *uid == claim.uid => *since,
-            _ => now.at,
-        };
+        self.see(now.at, &claim);
         let taken_from = match &self.known {
             Known::Held(held) => held.claim.record.holder.clone(),
             Known::Nothing | Known::Absent | Known::Free(_) => None,
         };
-        let quarantine = self.quarantine(outbox, now.at, seen_since, &claim);
+        let quarantine = self.quarantine(outbox, now.at);
         let leaving = self
             .leaving
             .take()
@@ -235,28 +232,42 @@ impl Waiting {
         Box::new(holding)
     }
 
+    /// Takes in which object is there, and its age if the claim is an answer's.
+    fn see(&mut self, now: Instant, claim: &Claim) {
+        let mut seen = match self.object.take() {
+            Some(seen) if seen.uid == claim.uid => seen,
+            _ => Seen {
+                uid: claim.uid.clone(),
+                since: now,
+                age: None,
+            },
+        };
+        seen.age = claim.created_ago.map(|age| (age, now)).or(seen.age);
+        self.object = Some(seen);
+    }
+
     /// How long the command must still wait because the object is young. The wait belongs to the
     /// object, not to its creator, so that it is not lost when the lease changes hands meanwhile.
     ///
     /// It is as long as a holder of the deleted one may run. A duration that this process has never
     /// seen it can't know, which is why the manual asks for the same one everywhere.
-    fn quarantine(
-        &self,
-        outbox: &Outbox,
-        now: Instant,
-        seen_since: Instant,
-        claim: &Claim,
-    ) -> Duration {
+    pub(super) fn quarantine(&self, outbox: &Outbox, now: Instant) -> Duration {
         if outbox.settings.create != Create::Quarantine {
             return Duration::ZERO;
         }
         let duration = outbox.settings.timing.lease_duration.max(self.longest);
         // Two clocks that may each err by one in a thousand.
         let needed = duration + duration / 500;
-        let by_own_clock = needed.saturating_sub(now.observed_since(seen_since));
-        match outbox.settings.server_clock_skew.zip(claim.created_ago) {
+        let Some(seen) = &self.object else {
+            return needed;
+        };
+        let by_own_clock = needed.saturating_sub(now.observed_since(seen.since));
+        match outbox.settings.server_clock_skew.zip(seen.age) {
             None => by_own_clock,
-            Some((skew, age)) => by_own_clock.min(needed.saturating_add(skew).saturating_sub(age)),
+            Some((skew, (age, told))) => {
+                let age = age.saturating_add(now.observed_since(told));
+                by_own_clock.min(needed.saturating_add(skew).saturating_sub(age))
+            }
         }
     }
 
@@ -309,10 +320,7 @@ impl Waiting {
             self.conflicts = 0;
         }
         self.seen = Some(claim.version.clone());
-        match &self.object {
-            Some((uid, _)) if *uid == claim.uid => {}
-            _ => self.object = Some((claim.uid.clone(), now)),
-        }
+        self.see(now, &claim);
         let Some(holder) = claim.record.holder.clone() else {
             self.known = Known::Free(claim);
             return;
