@@ -141,6 +141,14 @@ impl Outbox {
     }
 
     pub(super) fn read(&mut self, now: Instant) {
+        if let Watching::No {
+            not_before: Some(timer),
+        } = &mut self.watching
+        {
+            // This is a request as well, and has the first period. A watch that fails at once, again
+            // and again, costs no more than polling would.
+            timer.after = 2 * self.settings.timing.retry_period;
+        }
         let id = self.next_id();
         self.last_request = Some(now);
         self.pending = Some(Pending::Read(id));
