@@ -203,7 +203,8 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>, Failure> {
         Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
         Err(err) => return Err(failed("read", path, &err)),
     };
-    let mut content = Vec::new();
+    // Room for what we write ourselves: one read(2) for it and one for the end, instead of six.
+    let mut content = Vec::with_capacity(4096);
     file.take(LARGEST_FILE + 1)
         .read_to_end(&mut content)
         .map_err(|err| failed("read", path, &err))?;
