@@ -1,5 +1,6 @@
 //! The whole program, on real parts: real processes, a real API server, a real container runtime.
 
+mod at_rest;
 mod bad_input;
 mod client_go;
 mod command;
@@ -10,6 +11,7 @@ mod documents;
 mod exit_status;
 mod failure;
 mod foreign_kernel;
+mod gateway;
 mod hand_over;
 mod image;
 mod inheritance;
@@ -27,6 +29,7 @@ mod resources;
 mod shell;
 mod shims;
 mod signals;
+mod start_up;
 mod store_contract;
 mod terminal;
 mod terminal_groups;
