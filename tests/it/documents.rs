@@ -2,6 +2,7 @@
 //! works.
 
 mod examples;
+mod priority;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
