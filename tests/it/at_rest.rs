@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use crate::{
     control_plane::{ControlPlane, User},
     gateway::{Gateway, Kind, Watches},
+    processes::{children, guard_of},
     wait::{LIMIT, wait_until},
     world::{Invocation, LEASE, Running, World, now},
 };
@@ -75,7 +76,8 @@ fn nanoseconds(from: u128, to: u128) -> Duration {
 fn a_standby_at_rest_asks_for_nothing_and_starts_by_one_write_on_an_open_connection() {
     let world = World::on_kubernetes();
     let gateway = Gateway::for_admin(ControlPlane::shared());
-    let (holder, _standby) = holder_and_standby(&world, &gateway, "15s");
+    let (holder, standby) = holder_and_standby(&world, &gateway, "15s");
+    let guard = guard_of(&standby);
     wait_for_renewals(&world, Duration::from_secs(60));
     assert_eq!(gateway.kinds(), [Kind::Read, Kind::Watch]);
     assert_eq!(gateway.connections(), 2);
@@ -97,6 +99,8 @@ fn a_standby_at_rest_asks_for_nothing_and_starts_by_one_write_on_an_open_connect
         "the write went out on a new connection"
     );
     assert_eq!(gateway.connections(), 2);
+    // The guard was there all the while.
+    assert_eq!(children(guard), [log.runs[1].pid]);
 }
 
 #[test]
