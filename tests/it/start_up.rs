@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs};
 use crate::{
     control_plane::ControlPlane,
     gateway::{Gateway, Kind},
+    processes::TestCgroup,
     world::{Invocation, LEASE, World},
 };
 
@@ -75,21 +76,23 @@ fn a_run_of_true_on_kubernetes_makes_as_many_system_calls_as_it_did() {
 /// Counts the system calls of lease-exec, its guard and its command.
 fn assert_system_calls(world: &World<'_>, invocation: Invocation, limit: u32) {
     let table = world.path().join("calls");
+    // Alone, or what others have left beside it would be looked after too.
+    let cgroup = TestCgroup::version_2();
+    let strace = ["strace", "-f", "-c", "-S", "calls", "-o"].map(str::to_owned);
+    let table_name = table.to_string_lossy().into_owned();
     let invocation = invocation
         // How many directories it looks into is the developer's business.
         .env("PATH", "/usr/bin:/bin")
         // Where cargo has the loader look for libraries is cargo's.
         .env("LD_LIBRARY_PATH", "")
         .command(["/bin/true"])
-        .under([
-            "strace",
-            "-f",
-            "-c",
-            "-S",
-            "calls",
-            "-o",
-            &table.to_string_lossy(),
-        ]);
+        .under(
+            cgroup
+                .around()
+                .into_iter()
+                .chain(strace)
+                .chain([table_name]),
+        );
     invocation.run().assert_code(0);
     let table = fs::read_to_string(&table).expect("strace has written it");
     let calls = calls(&table);
