@@ -11,6 +11,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -47,14 +51,25 @@ impl Contender {
         }
     }
 
-    /// Whether its record says when it was last renewed.
-    pub(crate) fn records_renewals(self) -> bool {
-        matches!(self, Self::Kube | Self::ClientGo | Self::File)
+    /// Whether its standby says, where it is asked to say everything, when it saw a renewal.
+    pub(crate) fn says_seen(self) -> bool {
+        matches!(self, Self::Kube | Self::File)
     }
 
     /// Whether what it holds runs out when it stops renewing. The kernel drops a dead process' lock.
     pub(crate) fn has_expiry(self) -> bool {
         self != Self::Flock
+    }
+
+    /// Whether it passes SIGTERM on to its command. `etcdctl lock` takes it and goes on; flock dies of
+    /// it, but its command keeps the lock.
+    pub(crate) fn forwards_sigterm(self) -> bool {
+        matches!(self, Self::Kube | Self::ClientGo | Self::File)
+    }
+
+    /// Whether it sends requests to the API server.
+    pub(crate) fn asks_api_server(self) -> bool {
+        matches!(self, Self::Kube | Self::ClientGo)
     }
 
     /// Whether its standby polls, so that a hand-over takes seconds.
@@ -159,6 +174,11 @@ impl Ground {
         .collect()
     }
 
+    /// The API server.
+    pub(crate) fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
     /// A contender that runs `argv`. Without a lease duration it takes its own default.
     pub(crate) fn command<'a>(
         &self,
@@ -228,9 +248,21 @@ impl Ground {
         lease: Option<Duration>,
         stamps: &Stamps,
     ) -> Instance {
+        self.start_changed(contender, lease, stamps, |_| {})
+    }
+
+    /// The same with another option or variable.
+    pub(crate) fn start_changed(
+        &self,
+        contender: Contender,
+        lease: Option<Duration>,
+        stamps: &Stamps,
+        change: impl FnOnce(&mut Command),
+    ) -> Instance {
         let own = env::current_exe().expect("this program has a path");
         let argv = [own.as_os_str()].into_iter().chain(stamps.arguments());
         let mut command = self.command(contender, lease, argv);
+        change(&mut command);
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         let stderr = self.directory().join(format!("stderr-{number}"));
         silence(&mut command);
@@ -242,35 +274,53 @@ impl Ground {
         Instance { child, stderr }
     }
 
-    /// Whether an instance waits for the other one.
-    pub(crate) fn is_waiting(&self, contender: Contender, standby: &Instance) -> bool {
+    /// Whether these instances wait for another one, and no others do.
+    pub(crate) fn are_waiting(&self, contender: Contender, standbys: &[Instance]) -> bool {
+        let all_say = |words| standbys.iter().all(|one| one.stderr().contains(words));
         match contender {
-            Contender::Kube | Contender::File => {
-                standby.stderr().contains("somebody else holds the lease")
-            }
-            Contender::ClientGo => standby.stderr().contains("holds the lease"),
-            // Each has a key of its own below the lock's name.
+            Contender::Kube | Contender::File => all_say("somebody else holds the lease"),
+            Contender::ClientGo => all_say("holds the lease"),
+            // Each has a key of its own below the lock's name, and so has the holder.
             Contender::Etcdctl => {
                 let mut etcdctl = self.control_plane.etcdctl();
                 etcdctl.args(["get", "--prefix", "--keys-only", LEASE]);
                 let output = etcdctl.output().expect("etcdctl has been started before");
                 let keys = String::from_utf8_lossy(&output.stdout);
-                keys.lines().filter(|key| !key.is_empty()).count() == 2
+                keys.lines().filter(|key| !key.is_empty()).count() == standbys.len() + 1
             }
             // See proc_locks(5).
             Contender::Flock => {
                 let locks = fs::read_to_string("/proc/locks").expect("the kernel tells of locks");
-                let waiting = format!("-> FLOCK  ADVISORY  WRITE {} ", standby.pid());
-                locks.contains(&waiting)
+                let waits = |one: &Instance| {
+                    locks.contains(&format!("-> FLOCK  ADVISORY  WRITE {} ", one.pid()))
+                };
+                standbys.iter().all(waits)
             }
+        }
+    }
+
+    /// The port of the API server's etcd.
+    pub(crate) fn etcd_port(&self) -> u16 {
+        let url = self.control_plane.etcd_url();
+        let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
+        port.expect("the URL ends with a port")
+    }
+
+    /// The contender's Lease on the API server.
+    pub(crate) fn lease_of(&self, contender: Contender) -> &'static str {
+        match contender {
+            Contender::ClientGo => CLIENT_GO_LEASE,
+            _ => LEASE,
         }
     }
 
     /// When the record says that it was last renewed, since the epoch.
     pub(crate) fn renewed_at(&self, contender: Contender) -> Option<Duration> {
         let lease = match contender {
-            Contender::Kube => self.control_plane.get_lease("default", LEASE)?,
-            Contender::ClientGo => self.control_plane.get_lease("default", CLIENT_GO_LEASE)?,
+            Contender::Kube | Contender::ClientGo => {
+                let lease = self.lease_of(contender);
+                self.control_plane.get_lease("default", lease)?
+            }
             Contender::File => {
                 let path = self.directory().join(STORE).join("default");
                 let text = fs::read(path.join(format!("{LEASE}.json"))).ok()?;
@@ -295,6 +345,17 @@ impl Instance {
         i32::try_from(self.child.id()).expect("a pid is an i32")
     }
 
+    /// Sends SIGTERM to it; where it would not pass that on, to its command as well, which is in its
+    /// process group.
+    pub(crate) fn terminate(&self, contender: Contender) {
+        let pid = Pid::from_raw(self.pid());
+        let sent = match contender.forwards_sigterm() {
+            true => kill(pid, Signal::SIGTERM),
+            false => killpg(pid, Signal::SIGTERM),
+        };
+        sent.expect("a child that was not waited for has a pid");
+    }
+
     /// Waits until it has ended.
     pub(crate) fn wait(mut self) {
         wait_until("a contender has ended", LIMIT, || {
@@ -302,7 +363,8 @@ impl Instance {
         });
     }
 
-    fn stderr(&self) -> String {
+    /// What it has said.
+    pub(crate) fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 }

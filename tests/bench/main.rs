@@ -1,15 +1,23 @@
 //! How fast and how large lease-exec is beside the tools that people use in its place.
 //!
-//! `cargo bench` runs it, on a control plane of its own; `cargo bench -- ROUNDS` changes how many
-//! rounds there are. What is compared takes turns in every round, so that whatever else the machine
+//! `cargo bench --bench peers` makes all tables, on a control plane of its own, within ten minutes;
+//! `-- hand-over herd --rounds 200` takes some of them and changes how much is done. What is compared takes turns in every round, so that whatever else the machine
 //! does slows all of them alike. There are no limits to fail by: the numbers are for people to read.
 
 #![expect(clippy::print_stdout, reason = "the tables are what this prints")]
 
 mod contender;
+mod hand_over;
+mod herd;
 mod memory;
+mod metrics;
+mod options;
+mod requests;
 mod stamp;
 mod statistics;
+mod stub;
+mod take_over;
+mod tap;
 
 #[path = "../it"]
 mod it {
@@ -28,191 +36,80 @@ mod it {
 use std::{
     env, fs,
     path::Path,
-    process::Command,
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
 use it::{control_plane, wait, world};
 
-use contender::{Contender, Ground};
-use stamp::{Stamp, Stamps};
+use contender::{Contender, Ground, Instance};
+use hand_over::Cause;
+use options::{Options, Table};
+use stamp::Stamps;
 use statistics::Samples;
 
-/// Rounds of what takes milliseconds, unless the command line says otherwise.
-const ROUNDS: usize = 30;
-
 /// Rounds of what takes seconds, at most.
-const SLOW_ROUNDS: usize = 5;
+const SLOW_ROUNDS: usize = 10;
 
-/// The duration of the leases whose holder is killed. Both programs take whole seconds, and etcd no
-/// less than two.
+/// The duration of the leases of those whose memory is looked at.
 const CRASH_LEASE: Duration = Duration::from_secs(3);
 
 /// What a standby is given after it has shown that it waits, to open its watch and come to rest:
 /// that it has done so doesn't show from outside.
 const SETTLING: Duration = Duration::from_millis(300);
 
-fn main() {
-    let arguments = env::args().skip(1).collect::<Vec<_>>();
-    match &arguments[..] {
-        [word, socket] if word == stamp::WORD => stamp::run(Path::new(socket)),
-        _ => compare(rounds(&arguments)),
+fn main() -> ExitCode {
+    let words = env::args().skip(1).collect::<Vec<_>>();
+    if let [word, socket] = &words[..]
+        && word == stamp::WORD
+    {
+        stamp::run(Path::new(socket));
+        return ExitCode::SUCCESS;
+    }
+    match Options::parse(&words) {
+        Ok(options) => {
+            compare(&options);
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            println!("{message}\n{}", Options::usage());
+            ExitCode::FAILURE
+        }
     }
 }
 
-/// The number of rounds; cargo adds `--bench`.
-fn rounds(arguments: &[String]) -> usize {
-    let mut given = arguments.iter().filter(|argument| *argument != "--bench");
-    let rounds = given.next().map_or(Some(ROUNDS), |text| text.parse().ok());
-    match (rounds, given.next()) {
-        (Some(rounds), None) if rounds > 0 => rounds,
-        _ => panic!("usage: cargo bench --bench peers [-- ROUNDS]"),
-    }
-}
-
-fn compare(rounds: usize) {
+fn compare(options: &Options) {
     let ground = Ground::prepare();
-    let stamps = Stamps::listen(ground.directory());
+    let stamps = Stamps::listen(ground.directory(), "stamps");
     let contenders = ground.contenders();
     describe(&ground);
-    report_hand_over(&ground, &stamps, &contenders, rounds);
-    report_whole_run(&ground, &contenders, rounds);
-    report_take_over(&ground, &stamps, &contenders, rounds.min(SLOW_ROUNDS));
-    report_memory(&ground, &stamps, &contenders);
-    report_sizes(&ground, &contenders);
-    println!("\nload at the end: {}", load());
+    let since = Instant::now();
+    for table in &options.tables {
+        let rounds = options.rounds;
+        match table {
+            Table::HandOver => {
+                hand_over::report(&ground, &stamps, &contenders, Cause::End, rounds);
+            }
+            Table::Sigterm => {
+                hand_over::report(&ground, &stamps, &contenders, Cause::Sigterm, rounds);
+            }
+            Table::StartUp => hand_over::report_whole_run(&ground, &contenders, rounds),
+            Table::TakeOver => take_over::report(&ground, &contenders, rounds.min(SLOW_ROUNDS)),
+            Table::Herd => herd::report(&ground, &stamps, &contenders, options.standbys),
+            Table::Requests => requests::report(&ground, &stamps, &contenders, options.window),
+            Table::Memory => report_memory(&ground, &stamps, &contenders),
+            Table::Sizes => report_sizes(&ground, &contenders),
+        }
+    }
+    println!(
+        "\nload at the end: {}; it took {} s",
+        load(),
+        since.elapsed().as_secs()
+    );
 }
 
 // === What is measured ===
-
-/// From the end of the holder's command to the start of the standby's.
-fn report_hand_over(ground: &Ground, stamps: &Stamps, contenders: &[Contender], rounds: usize) {
-    let mut samples = Samples::of(contenders.iter().map(Contender::name));
-    for round in 0..=rounds {
-        for (contender, samples) in contenders.iter().zip(samples.columns()) {
-            if contender.polls() && round > SLOW_ROUNDS {
-                continue;
-            }
-            let gap = hand_over(ground, stamps, *contender);
-            // The first round warms caches up.
-            if round > 0 {
-                samples.push(gap);
-            }
-        }
-    }
-    println!(
-        "\nHand-over: from the end of one command to the start of the next, ms, {rounds} rounds; for \
-         whom they take seconds, {} of them",
-        rounds.min(SLOW_ROUNDS)
-    );
-    print!("{samples}");
-}
-
-fn hand_over(ground: &Ground, stamps: &Stamps, contender: Contender) -> Duration {
-    let (holder, command, standby) = pair(ground, stamps, contender, None);
-    let ended = command.end();
-    let next = stamps.next();
-    let gap = next.started().since(ended);
-    next.end();
-    holder.wait();
-    standby.wait();
-    gap
-}
-
-/// All of a run whose command does nothing, with nobody else about.
-fn report_whole_run(ground: &Ground, contenders: &[Contender], rounds: usize) {
-    let bare = "true alone";
-    let names = contenders.iter().map(Contender::name).chain([bare]);
-    let mut samples = Samples::of(names);
-    for round in 0..=rounds {
-        let commands = contenders
-            .iter()
-            .map(|contender| ground.command(*contender, None, ["true".as_ref()]))
-            .chain([Command::new("true")]);
-        for (mut command, samples) in commands.zip(samples.columns()) {
-            contender::silence(&mut command);
-            let before = Instant::now();
-            let status = command.status();
-            let took = before.elapsed();
-            let status = status.unwrap_or_else(|err| panic!("failed to run {command:?}: {err}"));
-            assert!(status.success(), "{command:?}: {status}");
-            if round > 0 {
-                samples.push(took);
-            }
-        }
-    }
-    println!("\nStart-up: a whole run of `true` on a free lease, ms, {rounds} rounds");
-    print!("{samples}");
-}
-
-/// From the death of a holder and its command, all at once, to the start of the standby's command.
-fn report_take_over(ground: &Ground, stamps: &Stamps, contenders: &[Contender], rounds: usize) {
-    let expiring = contenders
-        .iter()
-        .copied()
-        .filter(|contender| contender.has_expiry())
-        .collect::<Vec<_>>();
-    let mut since_kill = Samples::of(expiring.iter().map(Contender::name));
-    let recording = expiring
-        .iter()
-        .filter(|contender| contender.records_renewals());
-    let mut since_expiry = Samples::of(recording.map(Contender::name));
-    for round in 0..rounds {
-        let mut expiries = since_expiry.columns();
-        // Spread by the golden ratio, so that no period of renewals makes all crashes come as long
-        // after one.
-        let moment = CRASH_LEASE.mul_f64((round as f64 * 0.618).fract());
-        for (contender, since_kill) in expiring.iter().zip(since_kill.columns()) {
-            let take_over = take_over(ground, stamps, *contender, moment);
-            since_kill.push(take_over.started.since(take_over.killed));
-            if let Some(renewed) = take_over.renewed {
-                let expiry = renewed + CRASH_LEASE;
-                let late = take_over.started.wall.checked_sub(expiry);
-                let late = late.expect("a standby that starts too early would be a defect");
-                let column = expiries.next();
-                column.expect("who has a record has a column").push(late);
-            }
-        }
-    }
-    let duration = CRASH_LEASE.as_secs();
-    println!(
-        "\nTake-over after a crash, lease duration {duration} s: from the last renewal + {duration} s \
-         to the start of the next command, ms, {rounds} rounds"
-    );
-    print!("{since_expiry}");
-    println!(
-        "\nThe same, from the crash to the start of the next command, ms, {rounds} rounds (how long ago \
-         the last renewal was then is chance)"
-    );
-    print!("{since_kill}");
-}
-
-struct TakeOver {
-    killed: Stamp,
-    started: Stamp,
-    /// When the record says that it was last renewed, since the epoch; etcd doesn't say.
-    renewed: Option<Duration>,
-}
-
-fn take_over(ground: &Ground, stamps: &Stamps, contender: Contender, moment: Duration) -> TakeOver {
-    let (holder, command, standby) = pair(ground, stamps, contender, Some(CRASH_LEASE));
-    thread::sleep(moment);
-    let killed = Stamp::now();
-    memory::kill_tree(holder.pid());
-    let renewed = ground.renewed_at(contender);
-    let next = stamps.next();
-    let started = next.started();
-    next.end();
-    drop(command);
-    holder.wait();
-    standby.wait();
-    TakeOver {
-        killed,
-        started,
-        renewed,
-    }
-}
 
 /// A holder, its command, and a standby that waits.
 fn pair(
@@ -220,15 +117,49 @@ fn pair(
     stamps: &Stamps,
     contender: Contender,
     lease: Option<Duration>,
-) -> (contender::Instance, stamp::Running, contender::Instance) {
+) -> (Instance, stamp::Running, Instance) {
     let holder = ground.start(contender, lease, stamps);
     let command = stamps.next();
-    let standby = ground.start(contender, lease, stamps);
+    let standby = settle(ground, contender, ground.start(contender, lease, stamps));
+    (holder, command, standby)
+}
+
+/// Waits until a standby waits and has come to rest.
+fn settle(ground: &Ground, contender: Contender, standby: Instance) -> Instance {
+    let standby = [standby];
     wait::wait_until("the standby waits", wait::LIMIT, || {
-        ground.is_waiting(contender, &standby).then_some(())
+        ground.are_waiting(contender, &standby).then_some(())
     });
     thread::sleep(SETTLING);
-    (holder, command, standby)
+    let [standby] = standby;
+    standby
+}
+
+/// Prints how lease-exec's medians compare with its peers', for those that are in the table, and
+/// what they are to be at most where that is settled.
+fn print_ratios(samples: &Samples, targets: Option<&[(Contender, f64)]>) {
+    let pairs = [
+        (Contender::Kube, Contender::Etcdctl),
+        (Contender::Kube, Contender::ClientGo),
+        (Contender::File, Contender::Flock),
+    ];
+    for (own, peer) in pairs {
+        let Some(ratio) = samples.ratio(own.name(), peer.name()) else {
+            continue;
+        };
+        let target = targets
+            .unwrap_or_default()
+            .iter()
+            .find(|(with_target, _)| *with_target == peer);
+        let target = target.map_or(String::new(), |(_, most)| {
+            format!("; it is to be at most {most}")
+        });
+        println!(
+            "{}: median {ratio:.3} times that of {}{target}",
+            own.name(),
+            peer.name()
+        );
+    }
 }
 
 /// The memory of every process that is not the command's, at rest.

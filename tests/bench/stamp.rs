@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    time::{ClockId, clock_gettime},
+};
 
 use crate::wait::{LIMIT, wait_until};
 
@@ -79,8 +82,9 @@ pub(crate) struct Stamps {
 }
 
 impl Stamps {
-    pub(crate) fn listen(directory: &Path) -> Self {
-        let socket = directory.join("stamps");
+    /// Listens on a socket of this name; each listener hears the commands that were given it alone.
+    pub(crate) fn listen(directory: &Path, name: &str) -> Self {
+        let socket = directory.join(name);
         let listener = UnixListener::bind(&socket).expect("listen in a directory of our own");
         // So that waiting has a limit.
         listener
@@ -109,6 +113,7 @@ impl Stamps {
 }
 
 /// A command that runs until it is let go. Dropping it lets it go as well.
+#[must_use]
 pub(crate) struct Running {
     stream: BufReader<UnixStream>,
     started: Stamp,
@@ -117,6 +122,12 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn started(&self) -> Stamp {
         self.started
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> i32 {
+        let peer = getsockopt(self.stream.get_ref(), PeerCredentials);
+        peer.expect("a connected socket has a peer").pid()
     }
 
     /// Lets the command end, and returns when it did.
