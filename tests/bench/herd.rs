@@ -38,21 +38,24 @@ pub(crate) fn report(ground: &Ground, stamps: &Stamps, contenders: &[Contender],
     print!("{samples}");
     print_ratios(&samples, None);
     println!(
-        "\nRequests of the whole herd per hand-over, within {} s of it",
+        "\nRequests of the whole herd per hand-over, within {} s of it, and how many of all were answered \
+         so (a watch is counted when it ends)",
         CALM.as_secs()
     );
-    let row = |name: &str, cells: [String; 5]| {
-        let [get, put, conflicts, refused, all] = cells;
-        println!("{name:<44}{get:>10}{put:>10}{conflicts:>10}{refused:>10}{all:>10}");
+    let row = |name: &str, cells: [String; 6]| {
+        let cells = cells.map(|cell| format!("{cell:>9}")).concat();
+        println!("{name:<44}{cells}");
     };
-    row("", ["GET", "PUT", "409", "429", "all"].map(str::to_owned));
+    let head = ["GET", "PUT", "WATCH", "all", "409", "429"];
+    row("", head.map(str::to_owned));
     for (name, requests) in counted {
         let cells = [
             requests.with_verb("GET"),
             requests.with_verb("PUT"),
+            requests.with_verb("WATCH"),
+            requests.total(),
             requests.with_code("409"),
             requests.with_code("429"),
-            requests.total(),
         ];
         let per_hand_over = |count| format!("{:.1}", count as f64 / hand_overs as f64);
         row(name, cells.map(per_hand_over));
