@@ -12,7 +12,8 @@ main() {
         exit 1
     fi
 
-    local tools=(busybox cc chrt nsenter podman prlimit runc setpriv setsid strace unshare)
+    local tools=(busybox cc chrt flock ip kill mount nsenter podman prlimit runc setpriv setsid strace
+        unshare)
     # A container has more than one user id, which podman needs help with unless root runs it.
     ((EUID == 0)) || tools+=(newuidmap)
     tests/tools.sh "${tools[@]}"

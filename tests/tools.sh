@@ -48,8 +48,9 @@ packages_of() {
         busybox) echo busybox-static ;;
         cc) echo gcc libc6-dev ;;
         chrt | flock | nsenter | prlimit | setpriv | setsid | unshare) echo util-linux ;;
+        ip) echo iproute2 ;;
+        kill | ps) echo procps ;;
         newuidmap) echo uidmap ;;
-        ps) echo procps ;;
         *) echo "$1" ;;
     esac
 }
