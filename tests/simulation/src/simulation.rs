@@ -11,7 +11,7 @@
 //! | `guard` | the command's tree, and the guard that kills it |
 //! | `wire`, `server` | requests and watches and how they fail; the API server's exact rules |
 //! | `faults` | what else goes wrong |
-//! | `invariants` | what must be true |
+//! | `invariants`, `swaps` | what must be true: of who runs and writes, of the store's history |
 //! | `summary`, `run` | counts, and running many seeds |
 //!
 //! Must not: know more of the election than its events, actions and settings.
@@ -26,6 +26,7 @@ mod random;
 mod run;
 mod server;
 mod summary;
+mod swaps;
 mod wire;
 mod world;
 

@@ -190,6 +190,7 @@ impl World {
         self.trees[position].state = State::Running;
         self.trees[position].since = self.now;
         self.summary.starts += 1;
+        self.check_token(position);
         self.check_alone(position);
         self.guard_alarm(name, 0);
         if self.trees[position].killed {

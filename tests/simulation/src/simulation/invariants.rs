@@ -5,6 +5,7 @@ use super::{
     guard::Tree,
     profile::{Profile, micros},
     server::{revision, version},
+    swaps::Swaps,
     wire::Request,
     world::{Happening, SECOND, World},
 };
@@ -21,7 +22,7 @@ use std::time::Duration;
 pub(super) struct Watcher {
     pub(super) violation: Option<String>,
     /// The token of the last command that started.
-    last_token: u64,
+    pub(super) last_token: u64,
     /// The last time that somebody deleted or edited the lease.
     pub(super) last_hand: Option<Hand>,
     /// When a command was last seen running.
@@ -29,6 +30,7 @@ pub(super) struct Watcher {
     /// From then on there is always a command, but for the moment of a hand-over.
     pub(super) settled_at: Option<u64>,
     last_holder: Option<Identity>,
+    pub(super) swaps: Swaps,
 }
 
 /// Somebody's deletion or edit.
@@ -128,6 +130,7 @@ impl World {
         let Some(write) = &request.write else {
             return;
         };
+        self.check_swap(write);
         let record = &write.record;
         if write.base.is_none() && !matches!(before, Before::Nothing) {
             self.violate("a create overwrote something");

@@ -178,7 +178,9 @@ impl World {
             (Some(failure), _) => failed(writes, failure),
             (None, None) => {
                 let replica = self.any_replica();
-                Reply::Read(Ok(self.server.read(self.now, replica)))
+                let claim = self.server.read(self.now, replica);
+                self.check_read(claim.as_ref());
+                Reply::Read(Ok(claim))
             }
             (None, Some(write)) => self.write(request, write),
         };
@@ -324,8 +326,9 @@ impl World {
         }
     }
 
-    /// Sends the newest event to all who watch.
+    /// Sends the newest event, which has just come to be, to all who watch.
     pub(super) fn publish(&mut self) {
+        self.watcher_sees_change();
         let Some(change) = self.server.last_event() else {
             return;
         };
