@@ -5,12 +5,13 @@ use std::{
     io::{self, Write as _},
     process::ExitCode,
     str::FromStr,
-    sync::Mutex,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use lease_exec_simulation::simulation::{PROFILES, Plan, Profile, Summary, replay, run, tightness};
+use lease_exec_simulation::simulation::{
+    PROFILES, Plan, Profile, progress, replay, run, tightness,
+};
 
 const HELP: &str = "\
 Simulate elections of lease-exec and check that no invariant is broken
@@ -130,24 +131,7 @@ impl Options {
         let threads = self.threads.unwrap_or(all);
         let elections = self.elections.unwrap_or(500_000);
         let start = Instant::now();
-        let shown = Mutex::new(start);
-        let progress = |summary: &Summary| {
-            let Ok(mut shown) = shown.lock() else {
-                return;
-            };
-            if shown.elapsed() >= Duration::from_secs(10) {
-                *shown = Instant::now();
-                let seconds = start.elapsed().as_secs();
-                let _ = writeln!(
-                    io::stderr(),
-                    "{seconds:>6} s: {} elections, {:.0} hours, {} faults",
-                    summary.elections,
-                    summary.hours(),
-                    summary.faults(),
-                );
-            }
-        };
-        let (summary, found) = run(self.plan(elections, threads), progress);
+        let (summary, found) = run(self.plan(elections, threads), progress(self.profile));
         let seconds = start.elapsed().as_secs_f64();
         write!(io::stdout(), "{summary}")?;
         writeln!(io::stdout(), "{seconds:>12.1}  seconds of real time")?;

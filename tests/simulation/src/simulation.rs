@@ -31,6 +31,6 @@ mod wire;
 mod world;
 
 pub use profile::{PROFILES, Profile};
-pub use run::{Found, Plan, Row, replay, run, tightness};
+pub use run::{Found, Plan, Row, progress, replay, run, tightness};
 pub use summary::{Fault, Summary};
 pub use world::{History, Outcome, simulate};

@@ -1,11 +1,13 @@
 //! Running many seeds, on as many threads as are wanted, until enough was simulated or one fails.
 
 use std::{
+    io::{self, Write as _},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -64,6 +66,28 @@ pub fn run(plan: Plan, progress: impl Fn(&Summary) + Sync) -> (Summary, Option<F
         }
     });
     sum.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes to stderr every ten seconds how far a run is: to be handed to [`run`].
+pub fn progress(profile: Profile) -> impl Fn(&Summary) + Sync {
+    const INTERVAL: Duration = Duration::from_secs(10);
+    let start = Instant::now();
+    let shown = Mutex::new(start);
+    move |summary| {
+        let mut shown = lock(&shown);
+        if shown.elapsed() >= INTERVAL {
+            *shown = Instant::now();
+            let seconds = start.elapsed().as_secs();
+            // Not by eprintln, which tests catch. Whoever does not read loses nothing but this.
+            let _ = writeln!(
+                io::stderr(),
+                "{seconds:>6} s: {profile}: {} elections, {:.0} hours, {} faults",
+                summary.elections,
+                summary.hours(),
+                summary.faults(),
+            );
+        }
+    }
 }
 
 /// Simulates one seed with all of its history.

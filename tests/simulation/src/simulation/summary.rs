@@ -1,14 +1,25 @@
 //! What a run has done: counts that say whether it tried anything.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
-/// Everything bad that can happen, in the order in which it is listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are what is printed")]
-pub enum Fault {
+/// Makes the enum and the list of it from one list of names.
+macro_rules! faults {
+    ($($name:ident,)*) => {
+        /// Everything bad that can happen, in the order in which it is listed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[expect(missing_docs, reason = "the names are what is printed")]
+        pub enum Fault {
+            $($name,)*
+        }
+
+        impl Fault {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+faults! {
     RequestLost,
     WriteLate,
     AnswerLost,
@@ -60,7 +71,7 @@ pub enum Fault {
     CommandNotExecutable,
 }
 
-const FAULTS: usize = Fault::CommandNotExecutable as usize + 1;
+const FAULTS: usize = Fault::ALL.len();
 
 /// The counts of a run.
 #[derive(Clone, Debug)]
@@ -94,7 +105,6 @@ pub struct Summary {
     /// Processes by the code with which they ended.
     pub exits: BTreeMap<u8, u64>,
     faults: [u64; FAULTS],
-    kinds: BTreeSet<Fault>,
 }
 
 impl Default for Summary {
@@ -115,7 +125,6 @@ impl Default for Summary {
             longest_overlap: 0,
             exits: BTreeMap::new(),
             faults: [0; FAULTS],
-            kinds: BTreeSet::new(),
         }
     }
 }
@@ -123,9 +132,6 @@ impl Default for Summary {
 impl Summary {
     pub(super) fn count(&mut self, fault: Fault) {
         self.faults[fault as usize] += 1;
-        if self.faults[fault as usize] == 1 {
-            self.kinds.insert(fault);
-        }
     }
 
     /// How often a fault was really injected.
@@ -133,13 +139,11 @@ impl Summary {
         self.faults[fault as usize]
     }
 
-    /// How many kinds of faults were injected.
-    pub fn kinds(&self) -> usize {
-        self.kinds.len()
+    /// The faults that were never injected.
+    pub fn missing(&self) -> Vec<Fault> {
+        let all = Fault::ALL.iter().copied();
+        all.filter(|fault| self.injected(*fault) == 0).collect()
     }
-
-    /// How many kinds of faults there are.
-    pub const KINDS: usize = FAULTS;
 
     /// All faults together.
     pub fn faults(&self) -> u64 {
@@ -172,7 +176,6 @@ impl Summary {
         for (count, more) in self.faults.iter_mut().zip(other.faults) {
             *count += more;
         }
-        self.kinds.extend(&other.kinds);
     }
 }
 
@@ -197,7 +200,7 @@ impl fmt::Display for Summary {
         let longest = self.longest_overlap as f64 / 1e6;
         writeln!(f, "{longest:>12.3}  seconds, the longest of these")?;
         writeln!(f, "{:>12}  faults:", self.faults())?;
-        for fault in &self.kinds {
+        for fault in Fault::ALL {
             let name = words(&format!("{fault:?}"));
             writeln!(f, "{:>16}  {name}", self.injected(*fault))?;
         }
@@ -238,9 +241,10 @@ mod tests {
         sum.add(&one);
         assert_eq!(sum.elections, 4);
         assert_eq!(sum.injected(Fault::Unauthorized401), 2);
-        assert_eq!((sum.kinds(), sum.faults()), (1, 2));
+        assert_eq!((sum.missing().len(), sum.faults()), (FAULTS - 1, 2));
         let shown = sum.to_string();
         assert!(shown.contains("2  unauthorized 401\n"), "{shown}");
         assert!(shown.contains("2  with 79\n"), "{shown}");
+        assert!(shown.contains("  0  outage\n"), "none is left out: {shown}");
     }
 }
