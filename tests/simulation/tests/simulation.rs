@@ -10,7 +10,9 @@ use std::{
     thread,
 };
 
-use lease_exec_simulation::simulation::{Plan, Profile, progress, replay, run, tightness};
+use lease_exec_simulation::simulation::{
+    Fault, Plan, Profile, Summary, progress, replay, run, tightness,
+};
 
 /// How many terms begin in an ordinary run of the tests.
 const ELECTIONS: u64 = 500_000;
@@ -74,6 +76,35 @@ fn simulation_of_a_day_without_faults_has_one_holder_and_few_requests() {
     let (summary, found) = run(plan, |_| {});
     assert_eq!(found, None);
     assert!(summary.hours() >= 5.0 * 24.0, "{summary}");
+}
+
+#[test]
+fn simulation_of_slewed_clocks_on_suspended_machines_breaks_no_invariant() {
+    let summary = simulate_well(Profile::Slewed);
+    assert!(summary.injected(Fault::Suspended) > 500, "{summary}");
+    assert!(summary.injected(Fault::ClockRateChanged) > 500, "{summary}");
+}
+
+#[test]
+fn simulation_of_polling_standbys_of_a_second_breaks_no_invariant() {
+    let summary = simulate_well(Profile::Polling);
+    assert!(
+        summary.injected(Fault::WatchForbidden403) > 5_000,
+        "{summary}"
+    );
+}
+
+/// Some thousand elections of a profile that is no part of the mixed one.
+fn simulate_well(profile: Profile) -> Summary {
+    let plan = Plan {
+        profile,
+        seed: 1,
+        elections: 20_000,
+        threads: processors(),
+    };
+    let (summary, found) = run(plan, progress(plan.profile));
+    assert_eq!(found, None, "of profile {profile}");
+    summary
 }
 
 #[test]

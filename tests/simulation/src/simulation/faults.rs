@@ -161,8 +161,10 @@ impl World {
         let (fault, pause) = match self.random.below(11) {
             0..4 => (Fault::NodePaused, Pause::Node),
             4..8 => (Fault::FrontPaused, Pause::Front),
-            // The clocks of such a node would be honest in no combination.
-            _ if self.plan.slews => (Fault::NodePaused, Pause::Node),
+            // The clocks of such a node are honest in no combination.
+            _ if self.plan.slews && !self.plan.slews_in_suspend() => {
+                (Fault::NodePaused, Pause::Node)
+            }
             _ => (Fault::Suspended, Pause::Suspend),
         };
         if self.nodes[index].is_paused() {
@@ -245,7 +247,11 @@ impl World {
         self.count(Fault::ClockRateChanged);
         let mut rates: Rates = self.new_rates();
         if self.plan.slews {
-            rates.boot = self.random.around_zero(SLEW);
+            rates.boot = if self.plan.slews_in_suspend() && self.random.happens(5_000) {
+                self.random.pick(&[-1, 1]) * i64::from(SLEW)
+            } else {
+                self.random.around_zero(SLEW)
+            };
             rates.raw = self.random.around_zero(RATE_ERROR);
         }
         let now = self.now;

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::random::Random;
+use super::{clocks::SLEW, random::Random};
 use crate::{
     election::{Create, Requested, Timing},
     exit::{CONFLICT, Exit},
@@ -31,10 +31,18 @@ pub enum Profile {
     /// The clocks, delays and cuts that leave the least room, and a kill that takes as long as the
     /// reserve allows.
     Tight,
+    /// All faults but those by hand, on machines that are suspended and whose CLOCK_BOOTTIME is
+    /// slewed as fast as chrony does. A kill takes what such clocks leave of the reserve.
+    ///
+    /// The promise is not made for them: CLOCK_MONOTONIC_RAW, which no one slews, stops in suspend,
+    /// so that a holder with a slow CLOCK_BOOTTIME counts up to a twelfth of its term too little.
+    Slewed,
+    /// All faults but those by hand, leases of a second, and mostly candidates that may not watch.
+    Polling,
 }
 
 /// Each profile by its name.
-pub const PROFILES: [(&str, Profile); 9] = [
+pub const PROFILES: [(&str, Profile); 11] = [
     ("mixed", Profile::Mixed),
     ("plain", Profile::Plain),
     ("quarantine", Profile::Quarantine),
@@ -44,6 +52,8 @@ pub const PROFILES: [(&str, Profile); 9] = [
     ("day", Profile::Day),
     ("herd", Profile::Herd),
     ("tight", Profile::Tight),
+    ("slewed", Profile::Slewed),
+    ("polling", Profile::Polling),
 ];
 
 impl FromStr for Profile {
@@ -177,8 +187,15 @@ impl Plan {
             },
             chances: Chances::new(profile, random),
             replicas,
-            kill_excess,
-            slews: random.happens(2_500) && profile != Profile::Tight,
+            kill_excess: match profile {
+                Profile::Slewed => kill_excess - slewed_away(&nodes),
+                _ => kill_excess,
+            },
+            slews: match profile {
+                Profile::Slewed => true,
+                Profile::Tight => false,
+                _ => random.happens(2_500),
+            },
             nodes,
             profile,
         }
@@ -197,6 +214,11 @@ impl Plan {
 
     pub(super) fn edits(&self) -> bool {
         self.profile == Profile::Edits
+    }
+
+    /// Whether a machine may be suspended while a clock of its is slewed.
+    pub(super) fn slews_in_suspend(&self) -> bool {
+        self.profile == Profile::Slewed
     }
 
     /// Whether two trees may run at once for a while after somebody deleted or edited the lease.
@@ -237,11 +259,14 @@ impl NodePlan {
         let durations = [1, 2, 3, 5, 10, 15, 15, 15, 30, 60];
         let common = match profile {
             Profile::Tight => 15,
+            Profile::Polling => 1,
             _ => random.pick(&durations),
         };
         // A creator can't know of a longer duration that it never saw.
-        let mixed =
-            random.happens(3_000) && !matches!(profile, Profile::Quarantine | Profile::Tight);
+        let mixed = match profile {
+            Profile::Quarantine | Profile::Tight | Profile::Slewed | Profile::Polling => false,
+            _ => random.happens(3_000),
+        };
         let plan = |index| {
             let seconds = if mixed {
                 random.pick(&durations)
@@ -286,7 +311,10 @@ impl NodePlan {
                 .happens(6_000)
                 .then(|| Duration::from_millis(random.between(0, 20_000))),
             conflict: Exit::Conflict(random.pick(&[CONFLICT, 0, 1])),
-            polls: random.happens(500) && !all_is_well,
+            polls: match profile {
+                Profile::Polling => random.happens(8_000),
+                _ => random.happens(500) && !all_is_well,
+            },
         }
     }
 }
@@ -349,6 +377,14 @@ impl Chances {
             stall: chance() / 8,
         }
     }
+}
+
+/// How much a holder may count too little whose slowed CLOCK_BOOTTIME alone counts a suspend, in
+/// microseconds: what it is slow while the machine is awake, which is less than the whole lease.
+fn slewed_away(nodes: &[NodePlan]) -> i64 {
+    let leases = nodes.iter().map(|node| node.timing.lease_duration);
+    let longest = micros(leases.max().unwrap_or_default());
+    i64::try_from(longest * u64::from(SLEW) / 1_000_000).expect("a minute at most")
 }
 
 /// A duration of the election's in microseconds.
