@@ -20,6 +20,9 @@ mod file;
 mod history;
 mod kube;
 mod server;
+mod swaps;
+
+use swaps::swaps_of_many_follow_each_other;
 
 /// A lease of a test's own, and what others can do to it behind a store's back.
 trait Place {
@@ -58,6 +61,7 @@ macro_rules! contract {
             versions_grow_also_across_deletion
             one_of_two_creates_wins
             one_of_two_writes_on_one_version_wins
+            swaps_of_many_follow_each_other
             read_sees_every_write_that_was_answered
             dropped_write_is_carried_out_or_not_but_never_half
             release_frees_the_lease_and_keeps_its_transitions
