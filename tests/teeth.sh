@@ -104,7 +104,7 @@ catch_by() {
             simulation | simulation\ *) simulate "${catcher#simulation}" ;;
             'table tests') test_in_copy "$catcher" "$scratch/target" lease-exec-simulation --skip simulation ;;
             # With the dependencies of the program, of which there are many; its binary is not built.
-            'store tests') test_in_copy "$catcher" "$target" lease-exec store::json store::kube ;;
+            'store tests') test_in_copy "$catcher" "$target" lease-exec store::json store::kube store::file::tests::versions ;;
             *) fail "there are no tests called '$catcher'" ;;
         esac
     done
