@@ -72,7 +72,8 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> ExitCode {
     let started = Instant::now();
     let seed = arguments.seed.unwrap_or_else(fresh_seed);
-    let (passed, failures) = match arguments.task {
+    let expected = expected(&arguments.task);
+    let (passed, mut failures) = match arguments.task {
         Task::List(scenarios) => {
             for scenario in scenarios {
                 println!("{}: scenario", scenario.name);
@@ -98,6 +99,8 @@ fn run(arguments: Arguments) -> ExitCode {
         }
         Task::Release => play(arguments.lanes, |runner| release(runner, seed)),
     };
+    let missing = expected.iter().filter(|fault| tally::counts()[*fault] == 0);
+    failures.extend(missing.map(|fault| format!("never took effect: {fault}")));
     let verdict = match failures.len() {
         0 => "ok",
         _ => "FAILED",
@@ -116,8 +119,28 @@ fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
+/// The faults that must have taken effect in the end: a round passes only with its own, but may be
+/// left out by mistake.
+fn expected(task: &Task) -> Vec<&'static str> {
+    let scenarios = match task {
+        Task::Each(scenarios) => scenarios.clone(),
+        Task::Repeat(scenario, rounds) => vec![*scenario; (*rounds).min(1)],
+        Task::Release => SCENARIOS.iter().collect(),
+        // By chance.
+        Task::List(_) | Task::Random(_) => Vec::new(),
+    };
+    scenarios
+        .iter()
+        .filter_map(|scenario| scenario.fault())
+        .collect()
+}
+
 /// Plays with everything set up, and prints the summary.
 fn play(lanes: usize, rounds: impl FnOnce(&Runner)) -> (usize, Vec<String>) {
+    SCENARIOS
+        .iter()
+        .filter_map(Scenario::fault)
+        .for_each(tally::list);
     Runner::with(lanes, |runner| {
         rounds(runner);
         println!("\n{}", runner.summary());

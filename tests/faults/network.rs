@@ -36,6 +36,17 @@ pub(crate) enum Cut {
     Answers,
 }
 
+impl Cut {
+    /// What the summary calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Down => "links of nodes taken down",
+            Self::Requests => "links of nodes cut towards the server",
+            Self::Answers => "links of nodes cut towards the node",
+        }
+    }
+}
+
 impl Network {
     /// Makes the bridge, with an address that nobody on this machine has.
     pub(crate) fn new(cage: &str) -> Self {
@@ -96,21 +107,18 @@ impl Namespace {
         // Frames to a card that nobody has.
         let nowhere = ["lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev"];
         let replace = |to| [&["neighbour", "replace", to][..], &nowhere].concat();
-        let name = match cut {
+        match cut {
             Cut::Down => {
                 ip(&["link", "set", &self.port, "down"]);
-                "links of nodes taken down"
             }
             Cut::Requests => {
                 ip(&[&["-n", &self.name][..], &replace(&gateway), &["eth0"]].concat());
-                "links of nodes cut towards the server"
             }
             Cut::Answers => {
                 ip(&[&replace(&node)[..], &[&self.bridge]].concat());
-                "links of nodes cut towards the node"
             }
-        };
-        tally::count(name);
+        }
+        tally::count(cut.name());
     }
 
     pub(crate) fn mend(&self, cut: Cut) {

@@ -70,7 +70,7 @@ fn hand_over(arena: &mut Arena) -> Verdict {
         let front = arena.nodes[term.node].front()?;
         Some((term, front))
     })?;
-    signal(front, Signal::SIGTERM, "SIGTERM to lease-exec");
+    signal(front, Signal::SIGTERM, scenario::HAND_OVER);
     let next = arena.expect_term_after(term.token)?;
     let ended = arena
         .history
@@ -152,7 +152,7 @@ fn process(arena: &mut Arena, kind: Signal, whom: Whom) -> Verdict {
         let pids = pids(arena, &term, whom)?;
         Some((term, pids))
     })?;
-    let name = fault_name(kind, whom);
+    let name = scenario::signal_name(kind, whom);
     arena.note(&format!("{kind} to {pids:?}"));
     // The second may have ended because of the first.
     let sent = pids.iter().map(|pid| signal(*pid, kind, name));
@@ -212,19 +212,6 @@ fn pids(arena: &Arena, term: &Term, whom: Whom) -> Option<Vec<i32>> {
     })
 }
 
-fn fault_name(kind: Signal, whom: Whom) -> &'static str {
-    match (kind, whom) {
-        (Signal::SIGKILL, Whom::Front) => "SIGKILL to front",
-        (Signal::SIGKILL, Whom::Guard) => "SIGKILL to the guard",
-        (Signal::SIGKILL, Whom::Command) => "SIGKILL to the command",
-        (Signal::SIGKILL, Whom::FrontAndGuard) => "SIGKILL to front and guard (each counted)",
-        (_, Whom::Front) => "SIGSTOP to front",
-        (_, Whom::Guard) => "SIGSTOP to the guard",
-        (_, Whom::Command) => "SIGSTOP to the command",
-        (_, Whom::FrontAndGuard) => "SIGSTOP to front and guard (each counted)",
-    }
-}
-
 /// The network of a node, which in most cases is the holder's, is cut.
 fn network(arena: &mut Arena, term: &Term, cut: Cut) -> Verdict {
     let node = match arena.random.percent(75) {
@@ -248,7 +235,7 @@ fn servers(arena: &mut Arena, control_plane: &ControlPlane, outage: Outage) -> V
     arena.note(&format!("{outage:?} for {window:?}"));
     match outage {
         Outage::ApiServerStopped => {
-            tally::count("API server stopped");
+            tally::count(Outage::ApiServerStopped.name());
             control_plane.stop_api_server();
             let passed = arena.pass(window);
             control_plane.continue_api_server();
@@ -262,14 +249,14 @@ fn servers(arena: &mut Arena, control_plane: &ControlPlane, outage: Outage) -> V
             Ok(())
         }
         Outage::EtcdStopped => {
-            tally::count("etcd stopped");
+            tally::count(Outage::EtcdStopped.name());
             control_plane.stop_etcd();
             let passed = arena.pass(window);
             control_plane.continue_etcd();
             passed
         }
         Outage::EtcdKilled => {
-            tally::count("etcd killed");
+            tally::count(Outage::EtcdKilled.name());
             control_plane.kill_etcd();
             let passed = arena.pass(window);
             control_plane.start_etcd();
@@ -283,7 +270,7 @@ fn restart_api_server(
     control_plane: &ControlPlane,
     window: Duration,
 ) -> Verdict {
-    tally::count("API server killed");
+    tally::count(Outage::ApiServerKilled.name());
     control_plane.kill_api_server();
     let passed = arena.pass(window);
     control_plane.start_api_server();
@@ -346,7 +333,7 @@ fn strike(arena: &mut Arena) -> Option<i32> {
     let term = arena.history.current()?.clone();
     let pid = pids(arena, &term, whom)?[0];
     arena.note(&format!("{kind} to {whom:?} {pid}"));
-    signal(pid, kind, fault_name(kind, whom));
+    signal(pid, kind, scenario::signal_name(kind, whom));
     (kind == Signal::SIGSTOP).then_some(pid)
 }
 

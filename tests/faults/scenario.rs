@@ -66,7 +66,35 @@ pub(crate) enum Servers {
     Own,
 }
 
+impl Outage {
+    /// What the summary calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ApiServerStopped => "API server stopped",
+            Self::ApiServerKilled | Self::ApiServerRestartedThrice => "API server killed",
+            Self::EtcdStopped => "etcd stopped",
+            Self::EtcdKilled => "etcd killed",
+        }
+    }
+}
+
+/// What the summary calls the fault of a hand-over.
+pub(crate) const HAND_OVER: &str = "SIGTERM to lease-exec";
+
 impl Scenario {
+    /// What the summary calls the fault that this is about, if it is about one.
+    pub(crate) fn fault(&self) -> Option<&'static str> {
+        match self.trouble {
+            // Its kind does not depend on the seed, only its size.
+            Trouble::Link(fault) => Some(fault(&mut Random::new(0)).name()),
+            Trouble::Process(kind, whom) => Some(signal_name(kind, whom)),
+            Trouble::Network(cut) => Some(cut.name()),
+            Trouble::Servers(outage) => Some(outage.name()),
+            Trouble::HandOver => Some(HAND_OVER),
+            Trouble::Mix(_) | Trouble::Apart(_) | Trouble::Forgery => None,
+        }
+    }
+
     /// The arena that it needs.
     pub(crate) fn setting(&self) -> Setting {
         let shape = match self.trouble {
@@ -135,7 +163,9 @@ pub(crate) const SCENARIOS: &[Scenario] = scenarios! {
     "conflict" => Link(|_| Fault::Answer(Status::CONFLICT)),
     "too-many-requests" => Link(|_| Fault::Answer(Status::too_many(5))),
     "come-back-in-ten-minutes" => Link(|_| Fault::Answer(Status::too_many(600))),
-    "server-error" => Link(server_error),
+    "server-error" => Link(|_| Fault::Answer(Status::INTERNAL)),
+    "server-unavailable" => Link(|_| Fault::Answer(Status::UNAVAILABLE)),
+    "server-timeout" => Link(|_| Fault::Answer(Status::TIMEOUT)),
     "unauthorized" => Link(|_| Fault::Answer(Status::UNAUTHORIZED)),
     "forbidden" => Link(|_| Fault::Answer(Status::FORBIDDEN)),
     "watch-frozen" => Link(|_| Fault::FreezeWatch),
@@ -194,7 +224,16 @@ fn late_write(random: &mut Random) -> Fault {
     Fault::LateWrite(random.between(Duration::from_millis(200), Duration::from_secs(15)))
 }
 
-fn server_error(random: &mut Random) -> Fault {
-    let errors = [Status::INTERNAL, Status::UNAVAILABLE, Status::TIMEOUT];
-    Fault::Answer(*random.pick(&errors))
+/// What the summary calls a signal.
+pub(crate) fn signal_name(kind: Signal, whom: Whom) -> &'static str {
+    match (kind, whom) {
+        (Signal::SIGKILL, Whom::Front) => "SIGKILL to front",
+        (Signal::SIGKILL, Whom::Guard) => "SIGKILL to the guard",
+        (Signal::SIGKILL, Whom::Command) => "SIGKILL to the command",
+        (Signal::SIGKILL, Whom::FrontAndGuard) => "SIGKILL to front and guard (each counted)",
+        (_, Whom::Front) => "SIGSTOP to front",
+        (_, Whom::Guard) => "SIGSTOP to the guard",
+        (_, Whom::Command) => "SIGSTOP to the command",
+        (_, Whom::FrontAndGuard) => "SIGSTOP to front and guard (each counted)",
+    }
 }
