@@ -36,6 +36,12 @@ impl Deadline {
 
     /// The deadline to keep after `new` has been offered: a deadline that has passed is never
     /// moved, and one that has not is only ever moved forward.
+    ///
+    /// That holds also where somebody has shortened the duration of a held lease by hand, which is
+    /// beyond what is promised. Front kills by the shorter duration as long as it is well, and its
+    /// next renewal, sent at once, writes the full one again. The guard's deadline is for when front
+    /// is not well, and so must not depend on the order in which front's orders come: whatever could
+    /// bring it forward could be a stale one, and kill a command whose lease is renewed.
     pub(super) fn extended(self, new: Self, now: Instant) -> Self {
         let left = self.left(now);
         if !left.is_zero() && new.left(now) > left {
