@@ -23,9 +23,13 @@ pub(crate) struct State {
     pub(crate) ends: u8,
     /// How many processes may still start.
     pub(crate) restarts: u8,
+    /// How often the lease may still be deleted.
+    pub(crate) deletions: u8,
     pub(crate) stored: Option<Stored>,
     /// How many writes were carried out.
     pub(crate) versions: u32,
+    /// How often the lease was made.
+    pub(crate) objects: u32,
     pub(crate) nodes: Vec<Shared<Node>>,
     /// What is under way, in an order that depends on nothing but its contents.
     pub(crate) messages: Vec<Shared<Message>>,
@@ -144,6 +148,10 @@ pub(crate) enum Landmark {
     Killed,
     /// A write of unknown fate was found to have been carried out.
     Matched,
+    /// Somebody has deleted the lease.
+    Deleted,
+    /// A node runs its command under a lease that was made again.
+    StartedAgain,
 }
 
 /// How fast a node's clocks go, in thousandths of true time.

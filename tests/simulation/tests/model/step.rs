@@ -44,24 +44,55 @@ pub(crate) enum Step {
     Pause(usize),
     /// The process goes on.
     Resume(usize),
+    /// Somebody deletes the lease.
+    Delete,
     /// The clock jumps to when something is due.
     Advance,
 }
 
+/// What goes wrong, as the summary calls it.
+pub(crate) const TROUBLES: [&str; 9] = [
+    "messages lost",
+    "messages delayed",
+    "messages repeated",
+    "connections broken",
+    "watches ended",
+    "SIGTERM",
+    "crashes",
+    "pauses",
+    "deletions of the lease",
+];
+
 impl Step {
-    /// Whether this is one of the faults that a history may have so many of.
+    /// Which trouble this is, if it is any.
+    pub(crate) fn trouble(self) -> Option<usize> {
+        match self {
+            Self::Lose(_) => Some(0),
+            Self::Delay(_) => Some(1),
+            Self::Repeat(_) => Some(2),
+            Self::Break(_) => Some(3),
+            Self::EndWatch(_) => Some(4),
+            Self::Stop(_) => Some(5),
+            Self::Crash(_) => Some(6),
+            Self::Pause(_) => Some(7),
+            Self::Delete => Some(8),
+            Self::Deliver(_)
+            | Self::Wake(_)
+            | Self::TimeOut(_)
+            | Self::End(_)
+            | Self::Kill(_)
+            | Self::Dead(_)
+            | Self::OrphanDead(_)
+            | Self::Restart(_)
+            | Self::Resume(_)
+            | Self::Advance => None,
+        }
+    }
+
+    /// Whether this is one of the faults that a history may have so many of. Deletions are bounded by
+    /// themselves.
     pub(crate) fn is_fault(self) -> bool {
-        matches!(
-            self,
-            Self::Lose(_)
-                | Self::Delay(_)
-                | Self::Repeat(_)
-                | Self::Break(_)
-                | Self::EndWatch(_)
-                | Self::Stop(_)
-                | Self::Crash(_)
-                | Self::Pause(_)
-        )
+        self.trouble().is_some() && self != Self::Delete
     }
 }
 
@@ -87,6 +118,9 @@ impl World {
         }
         for (index, node) in state.nodes.iter().enumerate() {
             self.steps_of(state, index, node, steps);
+        }
+        if state.deletions > 0 && state.stored.is_some() {
+            steps.push(Step::Delete);
         }
         if self.next(state).is_some() {
             steps.push(Step::Advance);

@@ -31,6 +31,10 @@ pub(crate) struct World {
     pub(crate) death: Duration,
     pub(crate) server: Server,
     pub(crate) menu: Menu,
+    /// How often somebody deletes the lease in one history, at most.
+    pub(crate) deletions: u8,
+    /// Who makes a lease waits before it starts anything.
+    pub(crate) create: Create,
 }
 
 /// Which faults there are.
@@ -72,7 +76,17 @@ impl World {
             death: timing.kill_budget - Duration::from_nanos(1),
             server: Server::Compares,
             menu: Menu::All,
+            deletions: 0,
+            create: Create::Auto,
         }
+    }
+
+    pub(crate) fn deletions(self, deletions: u8) -> Self {
+        Self { deletions, ..self }
+    }
+
+    pub(crate) fn create(self, create: Create) -> Self {
+        Self { create, ..self }
     }
 
     pub(crate) fn ends(self, ends: u8) -> Self {
@@ -93,8 +107,10 @@ impl World {
             faults: self.faults,
             ends: self.ends,
             restarts: self.restarts,
+            deletions: self.deletions,
             stored: None,
             versions: 0,
+            objects: 0,
             nodes: Vec::new(),
             messages: Vec::new(),
             token: None,
@@ -130,6 +146,7 @@ impl World {
         state.faults -= u8::from(step.is_fault());
         state.ends -= u8::from(matches!(step, Step::End(_)));
         state.restarts -= u8::from(matches!(step, Step::Restart(_)));
+        state.deletions -= u8::from(matches!(step, Step::Delete));
         match step {
             Step::Deliver(place) => {
                 let message = state.messages.remove(place);
@@ -172,6 +189,7 @@ impl World {
             Step::Restart(node) => self.begin(&mut state, node),
             Step::Pause(node) => change(&mut state, node, |node| node.paused = true),
             Step::Resume(node) => self.resume(&mut state, node),
+            Step::Delete => self.delete(&mut state),
             Step::Advance => state.now = self.next(&state)?,
         }
         let alive = |node: &Shared<Node>| {
@@ -237,9 +255,12 @@ impl World {
             _ => {}
         }
         state.versions += 1;
+        if stored.is_none() {
+            state.objects += 1;
+        }
         let claim = Claim {
-            uid: Uid("object".to_owned()),
-            version: Version::new(state.versions.to_string()).expect("a number from one up"),
+            uid: Uid(format!("object-{}", state.objects)),
+            version: version(state.versions),
             record: write.record.clone(),
             written_ago: None,
             created_ago: None,
@@ -250,12 +271,22 @@ impl World {
             written: state.now,
             author: message.node,
         });
-        for node in 0..state.nodes.len() {
-            if state.nodes[node].watching {
-                notify(state, node, claim.clone());
-            }
-        }
+        publish(state, &Change::Written(claim.clone()));
         Outcome::Written(claim)
+    }
+
+    /// Somebody deletes the lease, whoever holds it.
+    fn delete(&self, state: &mut State) {
+        let Some(stored) = state.stored.take() else {
+            return;
+        };
+        state.versions += 1;
+        let claim = Claim {
+            version: version(state.versions),
+            ..stored.claim
+        };
+        state.landmark = Some(Landmark::Deleted);
+        publish(state, &Change::Deleted(claim));
     }
 
     /// What is stored, with its age by the server's clock. Ages that decide nothing are left out,
@@ -344,7 +375,7 @@ impl World {
                 forget_notices(state, index);
                 let newer = state.stored.as_ref().map(|stored| stored.claim.clone());
                 if let Some(claim) = newer.filter(|claim| claim.version > from) {
-                    notify(state, index, claim);
+                    notify(state, index, Change::Written(claim));
                 }
             }
             Action::Start(term) => {
@@ -358,6 +389,9 @@ impl World {
                 if now.held_since(term.sent) >= term.kill_deadline {
                     return Some(Event::NotStarted(NotStarted::TooLate));
                 }
+                if state.objects > 1 {
+                    state.landmark = Some(Landmark::StartedAgain);
+                }
                 state.token = Some(term.token);
                 node.tree = Some(Tree {
                     kill_at,
@@ -369,12 +403,13 @@ impl World {
                 sent,
                 kill_deadline,
             } => {
-                // The guard takes no order once its deadline has passed.
+                // The guard takes no order once its deadline has passed, and moves it only forward.
                 if let Some(tree) = &mut node.tree
                     && tree.dead_by.is_none()
                     && tree.kill_at > state.now
                 {
-                    tree.kill_at = node.rate.when(sent, kill_deadline);
+                    let offered = node.rate.when(sent, kill_deadline);
+                    tree.kill_at = tree.kill_at.max(offered);
                 }
             }
             Action::Kill => {
@@ -522,7 +557,7 @@ impl World {
             identity: identity(index, node.life),
             timing: self.timing,
             wait: None,
-            create: Create::Auto,
+            create: self.create,
             server_clock_skew: Some(SKEW),
             kill_after: None,
             conflict: Exit::Conflict(75),
@@ -575,17 +610,26 @@ fn answer(state: &mut State, request: &Message, cargo: Cargo) {
     }
 }
 
-fn notify(state: &mut State, node: usize, claim: Claim) {
+fn notify(state: &mut State, node: usize, change: Change) {
     let life = state.nodes[node].life;
     send(
         state,
         Message {
             node,
             life,
-            cargo: Cargo::Notice(Change::Written(claim)),
+            cargo: Cargo::Notice(change),
             late: false,
         },
     );
+}
+
+/// Tells all who watch.
+fn publish(state: &mut State, change: &Change) {
+    for node in 0..state.nodes.len() {
+        if state.nodes[node].watching {
+            notify(state, node, change.clone());
+        }
+    }
 }
 
 fn forget_notices(state: &mut State, node: usize) {
@@ -613,6 +657,10 @@ fn change(state: &mut State, index: usize, change: impl FnOnce(&mut Node)) {
     let mut node = Node::clone(&state.nodes[index]);
     change(&mut node);
     state.nodes[index] = Shared::new(node);
+}
+
+fn version(number: u32) -> Version {
+    Version::new(number.to_string()).expect("a number from one up")
 }
 
 fn identity(node: usize, life: u8) -> Identity {
