@@ -163,30 +163,53 @@ fn print_ratios(samples: &Samples, targets: Option<&[(Contender, f64)]>) {
     }
 }
 
-/// The memory of every process that is not the command's, at rest.
+/// What every process takes that is not the command's, with the default durations: its memory after a
+/// while, and how often it ran meanwhile. All of them are there at once, each pair on a lease of its
+/// own.
 fn report_memory(ground: &Ground, stamps: &Stamps, contenders: &[Contender]) {
-    println!("\nMemory, KiB, of each process but the command");
-    println!(
-        "{:<44}{:>10}{:>10}{:>15}",
-        "", "VmRSS", "Pss", "Private_Dirty"
-    );
+    let mut pairs = Vec::new();
+    let mut processes = Vec::new();
     for contender in contenders {
-        let (holder, command, standby) = pair(ground, stamps, *contender, Some(CRASH_LEASE));
-        // Time for a few renewals, which may need more than the start.
-        thread::sleep(CRASH_LEASE);
+        let (holder, command, standby) = pair(ground, stamps, *contender, None);
         for (role, instance) in [("holder", &holder), ("standby", &standby)] {
             let tree = memory::tree(instance.pid());
             for (process, pid) in contender.processes().iter().zip(tree) {
-                let memory = memory::of(pid);
-                println!(
-                    "{:<44}{:>10}{:>10}{:>15}",
-                    format!("{}, {role}, {process}", contender.name()),
-                    memory.resident_kib,
-                    memory.proportional_kib,
-                    memory.private_dirty_kib
-                );
+                processes.push((format!("{}, {role}, {process}", contender.name()), pid));
             }
         }
+        pairs.push((holder, command, standby));
+    }
+    let first = first_standby(ground);
+    for (process, pid) in ["init", "front", "guard"].iter().zip(first.processes()) {
+        let name = Contender::Kube.name();
+        processes.push((format!("{name}, standby as PID 1, {process}"), pid));
+    }
+
+    let before = processes.iter().map(|(_, pid)| memory::activity(*pid));
+    let before = before.collect::<Vec<_>>();
+    thread::sleep(AT_REST);
+    println!(
+        "\nAt rest, each process but the command: KiB, and what {} s would make in an hour",
+        AT_REST.as_secs()
+    );
+    println!(
+        "{:<48}{:>8}{:>8}{:>15}{:>10}{:>8}",
+        "", "VmRSS", "Pss", "Private_Dirty", "wake-ups", "CPU, s"
+    );
+    for ((name, pid), before) in processes.iter().zip(before) {
+        let hour = memory::activity(*pid).per_hour_since(&before);
+        let memory = memory::of(*pid);
+        println!(
+            "{name:<48}{:>8}{:>8}{:>15}{:>10.0}{:>8.2}",
+            memory.resident_kib,
+            memory.proportional_kib,
+            memory.private_dirty_kib,
+            hour.wake_ups,
+            hour.cpu.as_secs_f64()
+        );
+    }
+    drop(first);
+    for (holder, command, standby) in pairs {
         command.end();
         stamps.next().end();
         holder.wait();
@@ -194,14 +217,30 @@ fn report_memory(ground: &Ground, stamps: &Stamps, contenders: &[Contender]) {
     }
 }
 
+/// One more standby on the API server, as the first process of a PID namespace.
+fn first_standby(ground: &Ground) -> memory::First {
+    let stderr = ground.directory().join("stderr-first");
+    let command = ground.command(Contender::Kube, None, ["true".as_ref()]);
+    let first = memory::First::start(&command, &stderr);
+    wait::wait_until("a standby waits as PID 1", wait::LIMIT, || {
+        let said = fs::read_to_string(&stderr).unwrap_or_default();
+        said.contains("somebody else holds the lease").then_some(())
+    });
+    thread::sleep(SETTLING);
+    first
+}
+
+/// How long processes are watched that have nothing to do but to keep, or to wait for, a lease.
+const AT_REST: Duration = Duration::from_secs(60);
+
 fn report_sizes(ground: &Ground, contenders: &[Contender]) {
-    println!("\nProgram files, KiB");
+    println!("\nProgram files, bytes");
     for contender in contenders {
         let program = ground.program(*contender);
         let Ok(metadata) = fs::metadata(&program) else {
             continue;
         };
-        println!("{:<44}{:>10}", contender.name(), metadata.len() / 1024);
+        println!("{:<48}{:>10}", contender.name(), metadata.len());
     }
 }
 
