@@ -10,7 +10,9 @@ ARG TARGETARCH
 WORKDIR /source
 
 # ring is partly C, and cc looks for a compiler under musl's name. glibc's does as well for the little
-# that ring takes of a C library. In cross-compiling, the linker has to be Rust's own.
+# that ring takes of a C library. In cross-compiling, the linker has to be Rust's own, and not a compiler
+# that is told by -Wl what to tell it. Packed, the list of what to adjust to the address at which the
+# program is loaded takes 4 KB in place of 310; a linker that can't pack it says so, and goes on.
 RUN set -eu; \
     native=$(dpkg --print-architecture); \
     architecture=${TARGETARCH:-$native}; \
@@ -24,12 +26,16 @@ RUN set -eu; \
     mkdir .cargo; \
     printf '%s\n' >.cargo/config.toml \
         '[build]' "target = '$target'" \
-        '[env]' "CC_${machine}_unknown_linux_musl = '$machine-linux-gnu-gcc'"; \
+        '[env]' "CC_${machine}_unknown_linux_musl = '$machine-linux-gnu-gcc'" \
+        "[target.$target]"; \
+    pack=-Wl,-z,pack-relative-relocs; \
     if [ "$architecture" != "$native" ]; then \
         apt-get update; \
         apt-get install --yes --no-install-recommends "$package" "libc6-dev-$architecture-cross"; \
-        printf '%s\n' >>.cargo/config.toml "[target.$target]" "linker = 'rust-lld'"; \
-    fi
+        printf '%s\n' >>.cargo/config.toml "linker = 'rust-lld'"; \
+        pack=-zpack-relative-relocs; \
+    fi; \
+    printf '%s\n' >>.cargo/config.toml "rustflags = ['-C', 'link-arg=$pack']"
 
 COPY Cargo.toml Cargo.lock ./
 COPY src src

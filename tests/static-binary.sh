@@ -1,23 +1,49 @@
 #!/usr/bin/env bash
-# Builds lease-exec for the test of the image, and prints the binary's path. Nothing else goes to
-# standard output.
+# Builds lease-exec as it is shipped, and prints the binary's path. Nothing else goes to standard
+# output. The first time it takes minutes.
 #
-# It is the release build but for the C library, which is glibc, linked statically, where the
-# Dockerfile takes musl: that way the toolchain's own target will do, on any machine. The first time
-# it takes minutes.
+# It is what the Dockerfile builds, for this machine's architecture, linked with musl. Where the
+# toolchain has no musl and none can be had, it is linked with glibc, as statically; that says so.
 #
 # Usage: binary=$(tests/static-binary.sh)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Cargo describes the package to the tests that it runs, and they to us. Build scripts that look at
-# these variables, as ring's does, would run again each time we are called the other way.
-for name in CARGO_CRATE_NAME CARGO_MANIFEST_DIR CARGO_MANIFEST_PATH CARGO_PRIMARY_PACKAGE "${!CARGO_PKG_@}"; do
-    unset "$name"
-done
+main() {
+    # Cargo describes the package to the tests that it runs, and they to us. Build scripts that look
+    # at these variables, as ring's does, would run again each time we are called the other way.
+    local name
+    for name in CARGO_CRATE_NAME CARGO_MANIFEST_DIR CARGO_MANIFEST_PATH CARGO_PRIMARY_PACKAGE "${!CARGO_PKG_@}"; do
+        unset "$name"
+    done
 
-target=$(rustc --version --verbose | sed -n 's/^host: //p')
-# With --target the flags are for the program alone, and not for build scripts.
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --release --bin lease-exec \
-    --target "$target" --message-format json-render-diagnostics |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
+    local host machine
+    host=$(rustc --version --verbose | sed -n 's/^host: //p')
+    machine=${host%%-*}
+    if has_musl "$machine"; then
+        # See the Dockerfile.
+        export "CC_${machine}_unknown_linux_musl=${CC:-cc}"
+        build "$machine-unknown-linux-musl" -C link-arg=-Wl,-z,pack-relative-relocs
+    else
+        echo 'static-binary: there is no musl for Rust here, so this is linked with glibc' >&2
+        # With --target the flags are for the program alone, and not for build scripts.
+        export RUSTFLAGS='-C target-feature=+crt-static'
+        build "$host" -C link-arg=-Wl,-z,pack-relative-relocs
+    fi
+}
+
+# Whether Rust's standard library is there for musl; it is fetched if it is not.
+has_musl() {
+    local target=$1-unknown-linux-musl
+    [[ -d $(rustc --print target-libdir --target "$target") ]] && return
+    [[ -n $(type -P rustup) ]] && timeout 120 rustup target add "$target" >&2
+}
+
+# Usage: build TARGET FLAG_FOR_THE_LAST_STEP...
+build() {
+    cargo rustc --locked --release --bin lease-exec --target "$1" \
+        --message-format json-render-diagnostics -- "${@:2}" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
+}
+
+main "$@"
