@@ -386,7 +386,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 /// The program as one static file, which is built if need be.
-fn static_binary() -> &'static Path {
+pub(crate) fn static_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/static-binary.sh");

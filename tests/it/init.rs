@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What makes a PID namespace whose first process is what follows. The namespace ends with it.
-fn namespace() -> Vec<&'static str> {
+pub(crate) fn namespace() -> Vec<&'static str> {
     let mut words = vec!["unshare"];
     if !nix::unistd::geteuid().is_root() {
         words.push("--map-root-user");

@@ -10,6 +10,7 @@ mod control_plane;
 mod documents;
 mod exit_status;
 mod failure;
+mod footprint;
 mod foreign_kernel;
 mod gateway;
 mod hand_over;
@@ -35,3 +36,7 @@ mod terminal;
 mod terminal_groups;
 mod wait;
 mod world;
+
+#[path = "../bench/memory.rs"]
+#[expect(dead_code, reason = "the benchmark uses all of it, and this only some")]
+mod memory;

@@ -101,7 +101,12 @@ impl<'a> World<'a> {
 
     /// lease-exec with this world's lease; what it runs is still to be said.
     pub(crate) fn lease_exec(&self) -> Invocation {
-        let invocation = self.invocation().args(["--lease", LEASE]);
+        self.lease_exec_at(env!("CARGO_BIN_EXE_lease-exec"))
+    }
+
+    /// The same with lease-exec as it was built for something else than the tests.
+    pub(crate) fn lease_exec_at(&self, program: impl AsRef<OsStr>) -> Invocation {
+        let invocation = self.program(program).args(["--lease", LEASE]);
         match &self.place {
             Place::File => {
                 let mut store = OsString::from("file:");
