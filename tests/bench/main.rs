@@ -53,9 +53,6 @@ use statistics::Samples;
 /// Rounds of what takes seconds, at most.
 const SLOW_ROUNDS: usize = 8;
 
-/// The duration of the leases of those whose memory is looked at.
-const CRASH_LEASE: Duration = Duration::from_secs(3);
-
 /// What a standby is given after it has shown that it waits, to open its watch and come to rest:
 /// that it has done so doesn't show from outside.
 const SETTLING: Duration = Duration::from_millis(300);
