@@ -302,6 +302,11 @@ impl Outbox {
         matches!(self.watching, Watching::Refused { .. })
     }
 
+    /// Whether a watch is under way, as far as we know.
+    pub(super) fn is_watching(&self) -> bool {
+        matches!(self.watching, Watching::Since(_))
+    }
+
     // === Jitter ===
 
     /// A retry period, lengthened by up to a fifth so that candidates that failed together do not
@@ -309,6 +314,18 @@ impl Outbox {
     pub(super) fn retry_period(&mut self) -> Duration {
         let period = self.settings.timing.retry_period;
         period + period.mul_f64(0.2 * self.fraction())
+    }
+
+    /// How long the watch may take to tell what a conflict was about: a quarter to half of a retry
+    /// period, so that those whom it does not tell do not all ask at once.
+    pub(super) fn patience(&mut self) -> Duration {
+        let least = self.settings.timing.retry_period / 4;
+        least + self.part_of(least)
+    }
+
+    /// A random part of a duration.
+    pub(super) fn part_of(&mut self, whole: Duration) -> Duration {
+        whole.mul_f64(self.fraction())
     }
 
     /// A retry period, or longer if the server wishes so, after the last request was sent: a server

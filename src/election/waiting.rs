@@ -22,7 +22,10 @@ const CONFLICTS: u32 = 3;
 /// `leaseTransitions` is an int32 in the API.
 const MOST_TRANSITIONS: u32 = i32::MAX as u32;
 
+mod crowd;
 mod news;
+
+use crowd::{Crowd, Race};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
@@ -37,6 +40,9 @@ pub(super) struct Waiting {
     reading: Reading,
     /// The watch has told something newer since the read under way was sent.
     overtaken: bool,
+    crowd: Crowd,
+    /// The write that is to acquire, until it is known what became of it.
+    race: Option<Race>,
     leaving: Option<Leaving>,
     /// Conflicts in a row although nobody has changed what is stored. One may be the echo of a
     /// write of our own; more are no race that somebody else has won.
@@ -100,6 +106,8 @@ enum Reading {
     At(Timer),
     /// Before anything is written; at once if no time is given.
     First(Option<Timer>),
+    /// The same, unless the watch tells before then what a read would.
+    UnlessTold(Timer),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -118,6 +126,8 @@ impl Waiting {
             longest: Duration::ZERO,
             reading: Reading::First(None),
             overtaken: false,
+            crowd: Crowd::default(),
+            race: None,
             leaving: None,
             conflicts: 0,
             unauthorized: 0,
@@ -157,17 +167,28 @@ impl Waiting {
             return wait;
         }
         let reading = match self.reading {
-            Reading::At(timer) | Reading::First(Some(timer)) => Some(timer.left(now)),
+            Reading::At(timer) | Reading::First(Some(timer)) | Reading::UnlessTold(timer) => {
+                Some(timer.left(now))
+            }
             Reading::No | Reading::First(None) => None,
         };
-        let known = match (&self.known, self.reading) {
-            (Known::Held(held), Reading::No | Reading::At(_)) => {
+        let known = match self.reading {
+            Reading::No | Reading::At(_) => self.next_attempt(outbox, now),
+            Reading::First(_) | Reading::UnlessTold(_) => None,
+        };
+        [wait, reading, known].into_iter().flatten().min()
+    }
+
+    /// How long until there is something to do about what we know, if nothing is read before.
+    fn next_attempt(&self, outbox: &Outbox, now: Instant) -> Option<Duration> {
+        match (self.crowd.left(now), &self.known) {
+            (Some(left), _) => Some(left),
+            (None, Known::Held(held)) => {
                 let watch = outbox.next_watch(now);
                 Some(watch.map_or(held.left(now), |watch| watch.min(held.left(now))))
             }
-            _ => None,
-        };
-        [wait, reading, known].into_iter().flatten().min()
+            (None, Known::Nothing | Known::Absent | Known::Free(_)) => None,
+        }
     }
 
     // === What is next ===
@@ -184,8 +205,10 @@ impl Waiting {
             Reading::First(Some(timer)) if timer.is_due(now.at) => {
                 return self.read(outbox, now.at);
             }
-            Reading::First(Some(_)) => return Next::Stay,
-            Reading::At(timer) if timer.is_due(now.at) => return self.read(outbox, now.at),
+            Reading::At(timer) | Reading::UnlessTold(timer) if timer.is_due(now.at) => {
+                return self.read(outbox, now.at);
+            }
+            Reading::First(Some(_)) | Reading::UnlessTold(_) => return Next::Stay,
             Reading::At(_) | Reading::No => {}
         }
         match &self.known {
@@ -195,14 +218,14 @@ impl Waiting {
                 self.leave(Exit::Configuration, Some(message));
                 self.plan(outbox, now)
             }
-            Known::Absent => self.take(outbox, now, None),
+            Known::Absent => self.contend(outbox, now, None),
             Known::Free(claim) => {
                 let claim = claim.clone();
-                self.take(outbox, now, Some(claim))
+                self.contend(outbox, now, Some(claim))
             }
             Known::Held(held) if held.left(now.at).is_zero() => {
                 let claim = held.claim.clone();
-                self.take(outbox, now, Some(claim))
+                self.contend(outbox, now, Some(claim))
             }
             Known::Held(held) if outbox.settings.wait == Some(Duration::ZERO) => {
                 let message = held_by(&held.claim);
@@ -239,6 +262,20 @@ impl Waiting {
         Next::Stay
     }
 
+    /// Takes the lease, which is to be had, as soon as the crowd leaves it to us. No wait is too
+    /// short for one attempt.
+    fn contend(&mut self, outbox: &mut Outbox, now: Now, base: Option<Claim>) -> Next {
+        let limit = outbox.settings.wait.map(|after| {
+            let since = self.started;
+            Timer { since, after }.left(now.at)
+        });
+        if self.crowd.is_our_turn(outbox, now.at, limit) {
+            self.take(outbox, now, base)
+        } else {
+            Next::Stay
+        }
+    }
+
     /// Swaps ourselves in. Of a held record this is only right once it has run out.
     fn take(&mut self, outbox: &mut Outbox, now: Now, base: Option<Claim>) -> Next {
         // A lease that is not there is made all the same: it then grows old for those who come later.
@@ -261,6 +298,12 @@ impl Waiting {
             transitions,
             ..Record::default()
         };
+        self.crowd.enter();
+        self.race = Some(Race {
+            from: base.as_ref().and_then(|base| base.record.holder.clone()),
+            is_told: false,
+            is_refused: false,
+        });
         // Whatever comes of it, look before the next write.
         self.reading = Reading::First(None);
         outbox.write(now, base, record, Acquires::Yes);

@@ -49,18 +49,7 @@ impl Waiting {
             }
             (Pending::Write(..), Reply::Written(Ok(Outcome::Conflict))) => {
                 self.note_success(outbox);
-                if matches!(self.known, Known::Held(_)) {
-                    // It was renewed, and the watch did not say so for a whole duration.
-                    outbox.watch_anew();
-                }
-                self.conflicts += 1;
-                if self.conflicts > 1 {
-                    let after = outbox.retry_period();
-                    self.reading = Reading::First(Some(Timer {
-                        since: now.at,
-                        after,
-                    }));
-                }
+                self.on_conflict(outbox, now.at);
                 None
             }
             (Pending::Write(_, attempt), Reply::Written(Err(failure))) => {
@@ -80,6 +69,43 @@ impl Waiting {
             }
             // An answer of the wrong kind: the driver's defect, as good as none.
             (Pending::Read(_), Reply::Written(_)) | (Pending::Write(..), Reply::Read(_)) => None,
+        }
+    }
+
+    /// Somebody else was faster, or something in between has sent our write twice. What the watch has
+    /// told since the write was sent, if it was not of a write of our own, is newer than both, and
+    /// all that a read would tell; so where it is about to tell, nobody reads but who is not told.
+    fn on_conflict(&mut self, outbox: &mut Outbox, now: Instant) {
+        if let Some(race) = &mut self.race {
+            race.is_refused = true;
+            if race.is_told && outbox.is_watching() {
+                self.reading = Reading::No;
+                return self.judge_race(outbox);
+            }
+        }
+        self.conflicts += 1;
+        if self.conflicts > 1 {
+            let after = outbox.retry_period();
+            self.reading = Reading::First(Some(Timer { since: now, after }));
+        } else if outbox.is_watching() {
+            let after = outbox.patience();
+            self.reading = Reading::UnlessTold(Timer { since: now, after });
+        }
+    }
+
+    /// Draws the conclusions from a race, once its end and what is stored since are known.
+    fn judge_race(&mut self, outbox: &mut Outbox) {
+        let Some(race) = self.race.take_if(|race| race.is_refused) else {
+            return;
+        };
+        if !race.is_told && race.from.is_some() {
+            // The record was written, and the watch did not say so.
+            outbox.watch_anew();
+        }
+        if let Known::Held(held) = &self.known
+            && held.claim.record.holder != race.from
+        {
+            self.crowd.lose(outbox.settings.timing.retry_period);
         }
     }
 
@@ -116,6 +142,7 @@ impl Waiting {
                 self.learn(outbox, now.at, claim, aged);
             }
         }
+        self.judge_race(outbox);
         if !self.cannot_write || matches!(self.known, Known::Held(_)) {
             self.note_success(outbox);
         } else if outbox.settings.wait == Some(Duration::ZERO) {
@@ -300,6 +327,12 @@ impl Waiting {
         if claim.record.holder.as_ref() == Some(&outbox.settings.identity) {
             // Our own write's event. Only an answer to us can start a term.
             self.seen = Some(claim.version.clone());
+            if let Some(race) = &mut self.race {
+                race.is_told = false;
+            }
+            if let Reading::UnlessTold(_) = self.reading {
+                self.reading = Reading::First(None);
+            }
             return;
         }
         match change {
@@ -311,6 +344,13 @@ impl Waiting {
             }
             Change::Ended(_) | Change::Refused(_) => {}
         }
+        if let Some(race) = &mut self.race {
+            race.is_told = true;
+        }
+        if let Reading::UnlessTold(_) = self.reading {
+            self.reading = Reading::No;
+        }
+        self.judge_race(outbox);
     }
 
     /// Takes in what is stored. A version that was known already keeps the moment at which it was
@@ -338,6 +378,10 @@ impl Waiting {
             .duration
             .unwrap_or(outbox.settings.timing.lease_duration);
         self.longest = self.longest.max(duration);
+        if since == now {
+            let retry_period = outbox.settings.timing.retry_period;
+            self.crowd.yield_turn(now, retry_period);
+        }
         if self.told.as_ref() != Some(&holder) && !aged {
             self.told = Some(holder.clone());
             outbox.report(Report::HeldBy { holder, duration });
