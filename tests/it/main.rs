@@ -14,6 +14,7 @@ mod footprint;
 mod foreign_kernel;
 mod gateway;
 mod hand_over;
+mod herd;
 mod image;
 mod inheritance;
 mod init;

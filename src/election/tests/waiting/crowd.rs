@@ -3,7 +3,7 @@
 use super::*;
 
 /// The widest window, at a retry period of 2 s.
-const WIDEST: Duration = Duration::from_millis(250);
+const WIDEST: Duration = Duration::from_millis(500);
 
 /// The longest that the watch is given to tell what a conflict was about.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -81,7 +81,7 @@ fn who_has_lost_one_race_still_tries_at_once() {
 
 #[test]
 fn the_window_opens_with_the_second_lost_race_and_grows_up_to_a_limit() {
-    for (races, low, high) in [(2, 0.11, 0.125), (3, 0.22, 0.25), (9, 0.22, 0.25)] {
+    for (races, low, high) in [(2, 0.22, 0.25), (3, 0.44, 0.5), (9, 0.44, 0.5)] {
         let longest = longest_delay(|bench| {
             for _ in 0..races {
                 lose_to(bench, "other_2");
@@ -125,7 +125,7 @@ fn the_window_is_never_more_than_a_small_part_of_the_retry_period() {
         release(&mut bench);
         longest = longest.max(delay(&bench));
     }
-    let limit = timing.retry_period / 8;
+    let limit = timing.retry_period / 4;
     assert!(limit * 9 / 10 < longest && longest <= limit, "{longest:?}");
 }
 
@@ -253,14 +253,11 @@ fn a_window_that_turns_out_too_wide_is_narrowed_and_closed() {
             }
         })
     };
-    let half = narrowings(1, 0.1);
-    assert!(
-        (seconds(0.055)..=seconds(0.0625)).contains(&half),
-        "{half:?}"
-    );
-    let same = narrowings(1, 0.05);
-    assert!((seconds(0.11)..=seconds(0.125)).contains(&same), "{same:?}");
-    assert_eq!(narrowings(4, 0.1), Duration::ZERO, "it is never closed");
+    let half = narrowings(1, 0.2);
+    assert!((seconds(0.11)..=seconds(0.125)).contains(&half), "{half:?}");
+    let same = narrowings(1, 0.18);
+    assert!((seconds(0.22)..=seconds(0.25)).contains(&same), "{same:?}");
+    assert_eq!(narrowings(4, 0.2), Duration::ZERO, "it is never closed");
 }
 
 #[test]
@@ -272,7 +269,7 @@ fn a_window_that_was_closed_opens_with_two_races_again() {
             for _ in 0..4 {
                 release(bench);
                 if !bench.is_writing() {
-                    bench.jump(seconds(0.1));
+                    bench.jump(seconds(0.2));
                     bench.store(held_by("other_4"));
                     bench.notice();
                 }
@@ -287,8 +284,8 @@ fn a_window_that_was_closed_opens_with_two_races_again() {
             }
         })
     };
-    assert!(past(0) < seconds(0.2));
-    assert!(past(2) > seconds(0.05));
+    assert_eq!(past(0), Duration::ZERO);
+    assert!(past(2) > seconds(0.2));
 }
 
 #[test]
