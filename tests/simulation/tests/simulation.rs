@@ -78,6 +78,24 @@ fn simulation_of_a_day_without_faults_has_one_holder_and_few_requests() {
     assert!(summary.hours() >= 5.0 * 24.0, "{summary}");
 }
 
+/// Without turns each election in a herd meets about as many conflicts as there are candidates.
+#[test]
+fn simulation_of_herds_has_few_conflicts_at_each_election() {
+    let plan = Plan {
+        profile: Profile::Herd,
+        seed: 1,
+        elections: 1_000,
+        threads: processors(),
+    };
+    let (summary, found) = run(plan, |_| {});
+    assert_eq!(found, None);
+    assert!(summary.herd_elections >= 1_000, "{summary}");
+    assert!(
+        summary.herd_conflicts < summary.herd_candidates / 4,
+        "{summary}"
+    );
+}
+
 #[test]
 fn simulation_of_slewed_clocks_on_suspended_machines_breaks_no_invariant() {
     let summary = simulate_well(Profile::Slewed);

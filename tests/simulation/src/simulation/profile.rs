@@ -177,6 +177,8 @@ impl Plan {
             work: match profile {
                 Profile::Day => None,
                 Profile::Tight => Some(10 * MINUTE),
+                // Many hand-overs, so that who has met a crowd shows it.
+                Profile::Herd => Some(random.pick(&[5, 10, 15, 25, 60]) * SECOND),
                 _ => Some(random.pick(&mean) * SECOND),
             },
             lateness: random.pick(&[0, 5, 60]) * SECOND,

@@ -94,6 +94,12 @@ pub struct Summary {
     pub requests: u64,
     /// Conflicts that were answered.
     pub conflicts: u64,
+    /// Elections in worlds that are herds.
+    pub herd_elections: u64,
+    /// The candidates at each of these, added up.
+    pub herd_candidates: u64,
+    /// Conflicts that were answered in these worlds.
+    pub herd_conflicts: u64,
     /// True time that passed in the simulated worlds, in microseconds.
     pub micros: u64,
     /// Trees that ran on for a moment after a pause beyond their deadline.
@@ -119,6 +125,9 @@ impl Default for Summary {
             losses: 0,
             requests: 0,
             conflicts: 0,
+            herd_elections: 0,
+            herd_candidates: 0,
+            herd_conflicts: 0,
             micros: 0,
             run_ons: 0,
             overlaps_by_hand: 0,
@@ -166,6 +175,9 @@ impl Summary {
         self.losses += other.losses;
         self.requests += other.requests;
         self.conflicts += other.conflicts;
+        self.herd_elections += other.herd_elections;
+        self.herd_candidates += other.herd_candidates;
+        self.herd_conflicts += other.herd_conflicts;
         self.micros += other.micros;
         self.run_ons += other.run_ons;
         self.overlaps_by_hand += other.overlaps_by_hand;
@@ -192,6 +204,9 @@ impl fmt::Display for Summary {
             (self.losses, "losses"),
             (self.requests, "requests"),
             (self.conflicts, "conflicts"),
+            (self.herd_elections, "elections in a herd"),
+            (self.herd_candidates, "candidates at these"),
+            (self.herd_conflicts, "conflicts in a herd"),
             (self.run_ons, "run-ons after a pause"),
             (self.overlaps_by_hand, "overlaps after a deletion or edit"),
         ] {
