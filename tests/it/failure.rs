@@ -3,7 +3,10 @@
 use std::{fs, time::Duration};
 
 use nix::{
-    sys::{ptrace, signal::Signal},
+    sys::{
+        ptrace,
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
@@ -30,6 +33,16 @@ fn a_killed_front_takes_the_tree_along() {
         grown.running.signal(Signal::SIGKILL);
         grown.mark.wait_for_nobody();
         assert_ne!(world.holder(), "", "nobody was left to release the lease");
+    }
+}
+
+#[test]
+fn a_kill_of_all_fronts_group_leaves_the_guard_to_kill() {
+    for level in LEVELS {
+        let world = World::on_files();
+        let grown = Grown::start(&world, level, "60s");
+        kill(Pid::from_raw(-grown.running.pid()), Signal::SIGKILL).expect("it leads its group");
+        grown.mark.wait_for_nobody();
     }
 }
 
@@ -90,6 +103,29 @@ fn a_stopped_guard_does_not_save_the_tree_from_an_api_server_that_hangs() {
         let end = world.renewed_at() + SHORT.as_nanos();
         assert!(gone_at < end, "{} ns too late", gone_at - end);
     }
+}
+
+#[test]
+fn a_guard_that_is_continued_after_the_deadline_kills_though_it_was_extended_meanwhile() {
+    let world = World::on_files();
+    let grown = Grown::start(&world, Level::Cgroup, "15s");
+    world.wait_for_renewal();
+    let renewed = world.renewed_at();
+    let read = renewed + Duration::from_millis(500).as_nanos();
+    wait_until("the guard has read that", LIMIT, || {
+        (now() > read).then_some(())
+    });
+    signal(grown.guard, Signal::SIGSTOP);
+    // SIGKILL is due, and the kernel's timer for the guard a third of a second later.
+    let due = renewed + Duration::from_millis(13_100).as_nanos();
+    wait_until("its term has run out", LIMIT, || {
+        (now() > due).then_some(())
+    });
+    assert!(world.renewed_at() > renewed, "front has not renewed");
+    signal(grown.guard, Signal::SIGCONT);
+    grown.mark.wait_for_nobody();
+    // By the guard, and not by its own death.
+    grown.running.wait().assert_signal(Signal::SIGKILL);
 }
 
 #[test]

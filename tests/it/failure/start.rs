@@ -346,6 +346,35 @@ fn a_guard_that_dies_when_it_has_borne_a_child_leaves_no_command() {
     }
 }
 
+#[test]
+fn a_guard_that_was_stopped_while_it_bore_the_command_does_not_let_it_run() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let (running, guard, holder) = start_standby(&world, Level::Cgroup, &mark, "15s");
+    let events = ptrace::Options::PTRACE_O_TRACEFORK | ptrace::Options::PTRACE_O_TRACECLONE;
+    ptrace::seize(Pid::from_raw(guard), events).expect("root may trace");
+    release(holder);
+    // It has read the order in time.
+    wait_for_event(guard, &[libc::PTRACE_EVENT_FORK, libc::PTRACE_EVENT_CLONE]);
+    let child = ptrace::getevent(Pid::from_raw(guard)).expect("it is stopped");
+    let child = i32::try_from(child).expect("a pid");
+    wait_for_event(child, &[libc::PTRACE_EVENT_STOP]);
+    ptrace::detach(Pid::from_raw(child), None).expect("it is stopped");
+    // SIGKILL is due, and the kernel's timer for the guard a third of a second later.
+    let due = world.renewed_at() + Duration::from_millis(13_100).as_nanos();
+    wait_until("the term has run out", LIMIT, || {
+        (now() > due).then_some(())
+    });
+    ptrace::detach(Pid::from_raw(guard), None).expect("it is stopped");
+    running
+        .wait()
+        .assert_code(79)
+        .assert_says("the term ran out before the command could start");
+    assert!(!ran(&world).exists(), "the command ran");
+    assert_eq!(mark.alive(), [0; 0]);
+    assert_eq!(world.holder(), "");
+}
+
 /// What waitpid has to say of one process that this thread traces.
 fn news_of(pid: i32) -> WaitStatus {
     let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
