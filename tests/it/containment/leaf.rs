@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -36,6 +38,31 @@ fn the_command_has_a_cgroup_of_its_own_without_front_and_guard_until_it_has_ende
     grown.running.signal(Signal::SIGTERM);
     grown.running.wait().assert_signal(Signal::SIGTERM);
     assert!(!path.exists(), "it was left behind");
+}
+
+#[test]
+fn who_is_put_into_the_cgroup_is_dead_before_the_release() {
+    let world = World::on_files();
+    let grown = Grown::start(&world, Level::Cgroup, "60s");
+    // No descendant of the command's, so that no wait of the guard's speaks of it.
+    let mut visitor = Command::new("sleep")
+        .arg("7777")
+        .spawn()
+        .expect("sleep runs");
+    let leaf = cgroup(grown.group[0]);
+    let path = TestCgroup::mount_of_version_2().join(leaf.trim_start_matches('/'));
+    fs::write(path.join("cgroup.procs"), visitor.id().to_string()).expect("root may");
+    grown.running.signal(Signal::SIGTERM);
+    grown.running.wait().assert_signal(Signal::SIGTERM);
+    let ended = visitor.try_wait().expect("it is our child");
+    let _ = visitor.kill();
+    let _ = visitor.wait();
+    assert_eq!(
+        ended.and_then(|status| status.signal()),
+        Some(libc::SIGKILL)
+    );
+    assert_eq!(world.holder(), "");
+    assert!(!path.exists(), "the cgroup was left behind");
 }
 
 #[test]

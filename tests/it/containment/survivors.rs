@@ -22,8 +22,18 @@ use crate::{
 /// The duration is such that front, on a loaded machine, gets to say what it sees before its own
 /// timer takes it for stopped.
 fn start_frozen(world: &World, level: Level, mark: &Mark, freezer: &TestCgroup) -> (Running, i32) {
+    start_frozen_script(world, level, mark, freezer, "setsid sleep 7777 & wait")
+}
+
+/// The same for a script that starts the child.
+fn start_frozen_script(
+    world: &World,
+    level: Level,
+    mark: &Mark,
+    freezer: &TestCgroup,
+    script: &str,
+) -> (Running, i32) {
     let invocation = world.lease_exec().args(["--lease-duration", "15s"]);
-    let script = "setsid sleep 7777 & wait";
     let running = level.apply(invocation.command(mark.script(script))).start();
     let frozen = wait_until("the child runs", LIMIT, || {
         mark.alive().into_iter().find(|pid| name(*pid) == "sleep")
@@ -114,6 +124,26 @@ fn a_survivor_of_a_loss_is_80_and_the_lease_is_not_released() {
         assert_eq!(world.holder(), holder);
         freezer.set("freezer.state", "THAWED");
         // The guard goes on without front.
+        mark.wait_for_nobody();
+    });
+}
+
+#[test]
+fn a_survivor_of_a_kill_at_the_deadline_is_80_and_no_timer_hits_who_kills_in_vain() {
+    on_both_levels(|level| {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let freezer = TestCgroup::with("freezer");
+        // Until the deadline the command is only asked to end. The timers are due within the kill
+        // budget, after which the survivor is named.
+        let script = "trap '' TERM; setsid sleep 7777 & wait";
+        let (running, frozen) = start_frozen_script(&world, level, &mark, &freezer, script);
+        let guard = guard_of(&running);
+        let _lock = hang(&world);
+        let named = named(frozen);
+        running.wait().assert_code(80).assert_says(&named);
+        assert_eq!(name(guard), "lease-guard", "the guard has died");
+        freezer.set("freezer.state", "THAWED");
         mark.wait_for_nobody();
     });
 }
