@@ -79,16 +79,60 @@ fn an_orphan_of_the_command_is_a_child_of_the_guard() {
 }
 
 #[test]
+fn orphans_that_end_at_once_leave_no_zombie() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let script = "for i in $(seq 20); do (sleep 7777 &); done; exec tail -f /dev/null";
+    let running = world.lease_exec().command(mark.script(script)).start();
+    let guard = guard_of(&running);
+    let orphans = wait_until("the guard has twenty more children", LIMIT, || {
+        let children = children(guard);
+        let sleeps = children.into_iter().filter(|pid| name(*pid) == "sleep");
+        Some(sleeps.collect::<Vec<_>>()).filter(|sleeps| sleeps.len() == 20)
+    });
+    // The kernel then tells of all of them with one SIGCHLD.
+    signal(guard, Signal::SIGSTOP);
+    wait_until("the guard is stopped", LIMIT, || {
+        (state(guard) == 'T').then_some(())
+    });
+    for orphan in orphans {
+        signal(orphan, Signal::SIGKILL);
+    }
+    signal(guard, Signal::SIGCONT);
+    wait_until("the command alone is left", LIMIT, || {
+        (children(guard).len() == 1).then_some(())
+    });
+    running.signal(Signal::SIGTERM);
+    running.wait().assert_signal(Signal::SIGTERM);
+}
+
+#[test]
 fn leftovers_may_end_in_their_own_way_first() {
     let world = World::on_files();
     let said = world.path().join("said");
     let script = format!(
-        "(setsid sh -c 'trap \"echo bye >>{said}; exit\" TERM; echo ready >>{said}; \
+        "(setsid sh -c 'trap \"sleep 0.1; echo bye >>{said}; exit\" TERM; echo ready >>{said}; \
          while :; do sleep 0.02; done' &); until grep -q ready {said}; do sleep 0.01; done",
         said = said.display(),
     );
     world.lease_exec().script(&script).run().assert_code(0);
     assert_eq!(lines(&said), ["ready", "bye"]);
+}
+
+#[test]
+fn a_leftover_that_is_stopped_may_end_in_its_own_way_first() {
+    let world = World::on_files();
+    let said = world.path().join("said");
+    // In a session of its own: a stopped one in the command's group the kernel would continue.
+    let script = format!(
+        "(setsid sh -c 'trap \"echo bye >>{said}; exit\" TERM; echo $$ >{pid}; kill -STOP $$; \
+         while :; do sleep 0.02; done' &); \
+         until grep -q '^State:.T' /proc/$(cat {pid})/status; do sleep 0.01; done",
+        said = said.display(),
+        pid = world.path().join("pid").display(),
+    );
+    world.lease_exec().script(&script).run().assert_code(0);
+    assert_eq!(lines(&said), ["bye"]);
 }
 
 // === --wait-descendants ===
