@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/types.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static void *sleep_for_ever(void *unused)
@@ -59,6 +60,18 @@ int main(int argc, char **argv)
         signal(SIGTERM, SIG_IGN);
         prctl(PR_SET_DUMPABLE, 0);
         sleep_for_ever(NULL);
+    }
+    /* One that waits in vfork for its child, which prints a line and reads one before it executes
+     * something: while it waits so, it is not seen to stop. */
+    if (!strcmp(kind, "vforking")) {
+        if (vfork() == 0) {
+            char line;
+            if (write(1, "borne\n", 6) != 6 || read(0, &line, 1) != 1)
+                _exit(1);
+            execlp("echo", "echo", "executed", NULL);
+            _exit(1);
+        }
+        return wait(NULL) > 0 ? 0 : 1;
     }
     /* Root, whoever started it, if the file is root's and setuid. */
     if (!strcmp(kind, "root")) {

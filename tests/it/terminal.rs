@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     listener::{heard, listener},
+    processes::odd,
     pty::{PROMPT, Terminal},
     shell::Process,
     wait::{LIMIT, wait_until},
@@ -94,6 +95,20 @@ fn ctrl_z_is_refused_with_a_message_while_holding() {
     world.wait_for_renewal();
     signal(front, Signal::SIGUSR2);
     terminal.wait_until_it_shows("code 4");
+    assert!(terminal.wait().success());
+}
+
+#[test]
+fn ctrl_z_is_refused_where_it_stops_a_child_of_the_command_alone() {
+    let world = World::on_files();
+    let odd = odd().display();
+    let mut terminal = Terminal::script(&world, &format!("$LX {odd} vforking; echo \"code $?\""));
+    terminal.wait_until_it_shows("borne");
+    terminal.type_in(CTRL_Z);
+    terminal.wait_until_it_shows("refused to stop the command");
+    terminal.type_in("go on\n");
+    terminal.wait_until_it_shows("executed");
+    terminal.wait_until_it_shows("code 0");
     assert!(terminal.wait().success());
 }
 
@@ -281,6 +296,20 @@ fn a_hangup_ends_all() {
     let mut terminal = Terminal::script(&world, script);
     terminal.wait_until_it_shows("started");
     world.wait_for_processes("sleep", 3);
+    terminal.hang_up();
+    terminal.wait();
+    world.wait_until_nobody_is_left();
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn a_hangup_ends_all_where_we_lead_the_session() {
+    let world = World::on_files();
+    // Then the kernel tells us alone.
+    let script = "exec $LX bash -c 'sleep 77 & echo started; wait'";
+    let mut terminal = Terminal::script(&world, script);
+    terminal.wait_until_it_shows("started");
+    world.wait_for_processes("sleep", 1);
     terminal.hang_up();
     terminal.wait();
     world.wait_until_nobody_is_left();
