@@ -13,8 +13,8 @@ use nix::{
 use crate::{
     control_plane::ControlPlane,
     processes::{
-        Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, guard_below,
-        guard_of, name, signal, state,
+        Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, children,
+        guard_below, guard_of, name, signal, state,
     },
     wait::{LIMIT, wait_until},
     world::{Running, World, now},
@@ -72,6 +72,32 @@ fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
         // The kernel's timer ends front itself, stopped as it is.
         grown.running.wait().assert_signal(Signal::SIGKILL);
     }
+}
+
+#[test]
+fn a_front_that_was_stopped_hears_of_the_end_behind_much_else() {
+    let world = World::on_files();
+    // The guard says of each stop that it has refused it, more than the socket has room for.
+    let go = world.path().join("go");
+    let script = format!(
+        "until [ -e {} ]; do sleep 0.02; done; for i in $(seq 1000); do kill -TSTP $$; done; exit 7",
+        go.display()
+    );
+    let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+    let running = invocation.script(&script).start();
+    running.wait_until_it_says("started the command");
+    let guard = guard_of(&running);
+    running.signal(Signal::SIGSTOP);
+    wait_until("front is stopped", LIMIT, || {
+        (state(running.pid()) == 'T').then_some(())
+    });
+    fs::write(go, "").expect("written");
+    wait_until("the command has ended", LIMIT, || {
+        children(guard).is_empty().then_some(())
+    });
+    running.signal(Signal::SIGCONT);
+    running.wait().assert_code(7);
+    assert_eq!(world.holder(), "");
 }
 
 #[test]
