@@ -10,6 +10,7 @@
 #include <sys/ptrace.h>
 #include <sys/types.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static void *sleep_for_ever(void *unused)
@@ -47,13 +48,17 @@ int main(int argc, char **argv)
         for (;;)
             if (fork() == 0)
                 setsid();
-    /* One after the other, each in a session of their own, and none for long. */
-    if (!strcmp(kind, "chain"))
-        for (;;) {
+    /* One after the other, each in a session of their own, and none for long. If nobody ends them
+     * they end after a minute. */
+    if (!strcmp(kind, "chain")) {
+        time_t end = time(NULL) + 60;
+        while (time(NULL) < end) {
             if (fork() != 0)
                 _exit(0);
             setsid();
         }
+        return 0;
+    }
     /* A daemon that unprivileged others can't see where /proc is mounted with hidepid. */
     if (!strcmp(kind, "hidden")) {
         setsid();

@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     processes::{Grown, Level, Mark, TestCgroup, cgroup, children, name},
-    wait::{LIMIT, wait_until},
+    wait::{LIMIT, try_wait_until, wait_until},
     world::{Invocation, Running, World},
 };
 
@@ -43,17 +43,23 @@ fn the_command_has_a_cgroup_of_its_own_without_front_and_guard_until_it_has_ende
 #[test]
 fn who_is_put_into_the_cgroup_is_dead_before_the_release() {
     let world = World::on_files();
-    let grown = Grown::start(&world, Level::Cgroup, "60s");
+    let mark = Mark::new();
+    // One process that obeys, after which the guard has no child, and nobody to kill but the visitor.
+    let invocation = world.lease_exec().command(mark.command(&["sleep", "7777"]));
+    let outer = TestCgroup::version_2();
+    let running = invocation.under(outer.around()).start();
+    running.wait_until_it_says("started the command");
+    let command = mark.wait_for(1)[0];
     // No descendant of the command's, so that no wait of the guard's speaks of it.
     let mut visitor = Command::new("sleep")
         .arg("7777")
         .spawn()
         .expect("sleep runs");
-    let leaf = cgroup(grown.group[0]);
+    let leaf = cgroup(command);
     let path = TestCgroup::mount_of_version_2().join(leaf.trim_start_matches('/'));
     fs::write(path.join("cgroup.procs"), visitor.id().to_string()).expect("root may");
-    grown.running.signal(Signal::SIGTERM);
-    grown.running.wait().assert_signal(Signal::SIGTERM);
+    running.signal(Signal::SIGTERM);
+    running.wait().assert_signal(Signal::SIGTERM);
     let ended = visitor.try_wait().expect("it is our child");
     let _ = visitor.kill();
     let _ = visitor.wait();
@@ -63,6 +69,60 @@ fn who_is_put_into_the_cgroup_is_dead_before_the_release() {
     );
     assert_eq!(world.holder(), "");
     assert!(!path.exists(), "the cgroup was left behind");
+}
+
+#[test]
+fn who_is_put_into_the_cgroup_while_it_is_killed_is_killed_too() {
+    for front_dies in [false, true] {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let freezer = TestCgroup::with("freezer");
+        let outer = TestCgroup::version_2();
+        let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+        let invocation = invocation.command(mark.script("setsid sleep 7777 & wait"));
+        let running = invocation.under(outer.around()).start();
+        let frozen = wait_until("the child runs", LIMIT, || {
+            mark.alive().into_iter().find(|pid| name(*pid) == "sleep")
+        });
+        // It keeps the killing going.
+        freezer.set("cgroup.procs", &frozen.to_string());
+        freezer.set("freezer.state", "FROZEN");
+        wait_until("it is frozen", LIMIT, || {
+            (freezer.get("freezer.state") == "FROZEN").then_some(())
+        });
+        running.signal(if front_dies {
+            Signal::SIGKILL
+        } else {
+            Signal::SIGTERM
+        });
+        wait_until("it has been sent SIGKILL", LIMIT, || {
+            is_killed(frozen).then_some(())
+        });
+        let mut visitor = Command::new("sleep")
+            .arg("7777")
+            .spawn()
+            .expect("sleep runs");
+        let leaf = TestCgroup::mount_of_version_2().join(cgroup(frozen).trim_start_matches('/'));
+        fs::write(leaf.join("cgroup.procs"), visitor.id().to_string()).expect("root may");
+        let ended = try_wait_until(LIMIT, || visitor.try_wait().expect("it is our child"));
+        let _ = visitor.kill();
+        let _ = visitor.wait();
+        assert!(ended.is_some(), "the visitor lives on: {front_dies}");
+        freezer.set("freezer.state", "THAWED");
+        mark.wait_for_nobody();
+    }
+}
+
+/// Whether SIGKILL waits for a process.
+fn is_killed(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| {
+        let pending = line
+            .strip_prefix("SigPnd:\t")
+            .or(line.strip_prefix("ShdPnd:\t"));
+        let pending = pending.and_then(|mask| u64::from_str_radix(mask, 16).ok());
+        pending.unwrap_or(0) & 1 << (libc::SIGKILL - 1) != 0
+    })
 }
 
 #[test]
