@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
-# Shows that the tests can fail: takes the rules of the election out, one after another, and sees
-# each time whether the tests notice.
+# Shows that the tests can fail: takes the rules of the election out, or the mechanisms of the
+# supervisor, one after another, and sees each time whether the tests notice.
 #
-# A mutant is a patch in tests/mutants. Its head names the rule that it breaks and the tests that have
-# to notice it ("Caught by:", one or more of simulation, table tests, store tests; options of the
-# simulation may follow it), and says what then goes wrong. The mutants are made in a copy, and built
-# in a directory of their own, so that nothing of them is left where the program is built.
+# A mutant is a patch. Those of the election are in tests/mutants. Their heads name the rule that is
+# broken and the tests that have to notice it ("Caught by:", one or more of simulation, table tests,
+# store tests; options of the simulation may follow it), and say what then goes wrong. Those of the
+# supervisor are in tests/mutants/supervisor. Their heads name what is taken out ("Takes out:") and
+# the tests that each have to fail, of tests/it or, if they begin with supervisor::, of the library.
 #
-# Usage: tests/teeth.sh            all mutants of tests/mutants; some minutes
-#        tests/teeth.sh NAME...    those
+# The mutants are made in a copy, and built in a directory of their own, so that nothing of them is
+# left where the program is built.
+#
+# Usage: tests/teeth.sh            all mutants of the election; some minutes. Of the supervisor's only
+#                                  whether they can be made and name tests that there are
+#        tests/teeth.sh NAME...    those of the election
+#        tests/teeth.sh --supervisor          all mutants of the supervisor; more than an hour, as
+#                                             root, after tests/run.sh has set all up
+#        tests/teeth.sh --supervisor NAME...  those
 #        tests/teeth.sh --all      every operator and function of the election, with cargo-mutants,
 #                                  against the table tests alone; half an hour
 set -euo pipefail
@@ -45,18 +53,24 @@ main() {
     # The copy has one place, so that what is built of it is built over again and not once more.
     exec 9>"$scratch/lock"
     flock 9
-    trap 'rm -rf "$tree" "$log"' EXIT
+    trap 'rm -rf "$tree" "$log" "$scratch/said"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
 
-    if [[ ${1:-} == --all ]]; then
-        mutate_everything
-        return
-    fi
+    case ${1:-} in
+        --all) mutate_everything ;;
+        --supervisor) check_supervisor "${@:2}" ;;
+        *) check_election "$@" ;;
+    esac
+}
 
+# === The election ===
+
+check_election() {
     row MUTANT 'RULE TAKEN OUT' 'CAUGHT BY (AFTER ELECTIONS)' TIME
     local names=("$@") failures=0 name patch
     if ((${#names[@]} == 0)); then
+        check_heads_of_supervisor || failures=$((failures + 1))
         check_original || failures=$((failures + 1))
         for patch in tests/mutants/*.patch; do
             names+=("$(basename "$patch" .patch)")
@@ -87,7 +101,7 @@ check() {
     IFS=, read -ra catchers <<<"${expected//, /,}"
 
     copy
-    if patch --directory "$tree" --strip 1 --fuzz 0 --forward --silent <"$patch" >"$log" 2>&1; then
+    if mutate "$patch"; then
         catch_by "${catchers[@]}"
     else
         found=('does not apply')
@@ -172,11 +186,155 @@ mutate_everything() {
     [[ -z $survivors ]] || fail "these survive, and are not exempt:"$'\n'"$survivors"
 }
 
-# Copies all that the packages are made of, with the time of now: cargo then builds it again.
+# === The supervisor ===
+
+readonly supervisor=tests/mutants/supervisor
+
+check_supervisor() {
+    local names=("$@") failures=0 name
+    build_tests
+    if ((${#names[@]} == 0)); then
+        check_heads_of_supervisor || failures=$((failures + 1))
+        check_supervisor_itself || failures=$((failures + 1))
+        for name in "$supervisor"/*.patch; do
+            names+=("$(basename "$name" .patch)")
+        done
+    fi
+    for name in "${names[@]}"; do
+        check_mechanism "$name" || failures=$((failures + 1))
+    done
+    ((failures == 0)) || fail "$failures went another way than they have to"
+    echo "all of ${#names[@]} are noticed"
+}
+
+# Whether each patch can be applied, and the tests that it names are there. Builds nothing.
+check_heads_of_supervisor() {
+    local patch test tests failures=0 count=0
+    copy
+    for patch in "$supervisor"/*.patch; do
+        count=$((count + 1))
+        if ! mutate "$patch" --dry-run || [[ -z $(head_line 'Takes out' "$patch") ]]; then
+            echo "    $patch does not apply, or does not say what it takes out" >&2
+            failures=$((failures + 1))
+        fi
+        read_tests "$patch"
+        for test in "${tests[@]:-none}"; do
+            if ! grep --recursive --quiet --fixed-strings "fn ${test##*::}()" src tests/it; then
+                echo "    $patch is to be caught by $test, which there is not" >&2
+                failures=$((failures + 1))
+            fi
+        done
+    done
+    row "(supervisor: $count patches)" '' "$failures out of date" ''
+    ((failures == 0))
+}
+
+# The tests of tests/it find the program at its place in the directory that they were built in, so
+# for a mutant that alone is built again. Sets `program_tests`.
+build_tests() {
+    copy
+    if ! cargo_in_copy "$scratch/target" test --package lease-exec --test it --no-run; then
+        show_log || fail 'the tests do not build'
+    fi
+    program_tests=$(sed -n 's/^ *Executable tests.*(\(.*\))$/\1/p' "$log")
+    [[ -x $program_tests ]] || fail "there is no $program_tests"
+}
+
+# All the tests that mutants are to make fail pass without one.
+check_supervisor_itself() {
+    local start=$SECONDS patch tests all=()
+    for patch in "$supervisor"/*.patch; do
+        read_tests "$patch"
+        all+=("${tests[@]}")
+    done
+    mapfile -t tests < <(printf '%s\n' "${all[@]}" | sort --unique)
+    copy
+    run_tests "${tests[@]}"
+    local failed
+    failed=$(sed -n 's/^test \(.*\) \.\.\. FAILED$/    \1/p' "$log")
+    echo "(none)  $((SECONDS - start)) s"
+    [[ -z $failed ]] || {
+        printf '%s\n' "these tests fail without a mutant:" "$failed" >&2
+        return 1
+    }
+}
+
+# Whether all the tests that a patch names fail.
+check_mechanism() {
+    local patch=$supervisor/$1.patch start=$SECONDS test tests survived=0
+    [[ -f $patch ]] || fail "there is no $patch"
+    read_tests "$patch"
+    copy
+    if ! mutate "$patch"; then
+        echo "$1: does not apply"
+        show_log || return
+    fi
+    if ! run_tests "${tests[@]}"; then
+        echo "$1: does not build"
+        show_log || return
+    fi
+    echo "$1: $(head_line 'Takes out' "$patch")  $((SECONDS - start)) s"
+    for test in "${tests[@]}"; do
+        if grep --quiet --line-regexp "test $test \.\.\. FAILED" "$log"; then
+            echo "    $test: $(message_of "$test")"
+        else
+            echo "    $test: NOT NOTICED"
+            survived=1
+        fi
+    done
+    ((survived == 0))
+}
+
+# Runs tests with what is in the copy, and leaves what they say in the log.
+run_tests() {
+    local test of_program=() of_library=()
+    for test in "$@"; do
+        case $test in
+            supervisor::*) of_library+=("$test") ;;
+            *) of_program+=("$test") ;;
+        esac
+    done
+    local said=$scratch/said
+    : >"$said"
+    if ((${#of_program[@]} > 0)); then
+        cargo_in_copy "$scratch/target" build --package lease-exec --bin lease-exec || return
+        # Where this script was started in the background, the shell has it ignore these.
+        timeout --foreground "$((seconds * 3))" env --default-signal=INT,QUIT,HUP \
+            "$program_tests" --exact "${of_program[@]}" >>"$said" 2>&1 || true
+    fi
+    if ((${#of_library[@]} > 0)); then
+        cargo_in_copy "$scratch/target" test --package lease-exec --lib --no-run || return
+        cargo_in_copy "$scratch/target" test --package lease-exec --lib -- \
+            --exact "${of_library[@]}" || true
+        cat "$log" >>"$said"
+    fi
+    mv "$said" "$log"
+}
+
+# The first line of what a test said when it failed.
+message_of() {
+    awk -v name="$1" 'found { print; exit } index($0, "thread '"'"'" name "'"'"'") == 1 { found = 1 }' "$log"
+}
+
+# Sets `tests`.
+read_tests() {
+    local named
+    named=$(head_line 'Caught by' "$1")
+    IFS=, read -ra tests <<<"${named//, /,}"
+}
+
+# === The copy ===
+
+# Copies all that the packages and their tests are made of, with the time of now: cargo then builds it
+# again.
 copy() {
     rm -rf "$tree"
     mkdir "$tree"
-    cp --recursive --no-dereference Cargo.toml Cargo.lock src tests "$tree"
+    cp --recursive --no-dereference Cargo.toml Cargo.lock README.md man src tests "$tree"
+}
+
+mutate() {
+    patch --directory "$tree" --strip 1 --fuzz 0 --forward --silent "${@:2}" <"$1" >"$log" 2>&1
 }
 
 head_line() {
