@@ -78,7 +78,7 @@ fn who_is_put_into_the_cgroup_while_it_is_killed_is_killed_too() {
         let mark = Mark::new();
         let freezer = TestCgroup::with("freezer");
         let outer = TestCgroup::version_2();
-        let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+        let invocation = world.lease_exec().args(["--lease-duration", "15s"]);
         let invocation = invocation.command(mark.script("setsid sleep 7777 & wait"));
         let running = invocation.under(outer.around()).start();
         let frozen = wait_until("the child runs", LIMIT, || {
@@ -98,6 +98,10 @@ fn who_is_put_into_the_cgroup_while_it_is_killed_is_killed_too() {
         wait_until("it has been sent SIGKILL", LIMIT, || {
             is_killed(frozen).then_some(())
         });
+        if !front_dies {
+            // By now everybody has been killed more than once.
+            running.wait_until_it_says("not proven dead");
+        }
         let mut visitor = Command::new("sleep")
             .arg("7777")
             .spawn()
