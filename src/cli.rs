@@ -2,11 +2,11 @@
 //!
 //! Must not: touch files, the network or the clock.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
     ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum,
-    builder::BoolishValueParser, parser::ValueSource,
+    builder::BoolishValueParser, error::ErrorKind, parser::ValueSource,
 };
 
 use crate::{
@@ -16,10 +16,12 @@ use crate::{
 };
 
 mod names;
+mod place;
 
 pub use names::{check_identity, check_name};
 
 use names::lease_name;
+use place::place;
 
 /// Run a command only while holding a Kubernetes Lease
 ///
@@ -330,14 +332,20 @@ impl std::fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// Parses the command line and the `LEASE_EXEC_*` variables.
+/// Parses the command line and the `LEASE_EXEC_*` variables; one that is empty counts as unset.
 ///
 /// # Errors
 ///
 /// [`UsageError`] for anything that can't be meant, or that would be unsafe.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Request, UsageError> {
-    let matches = match command().try_get_matches_from(argv) {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    let matches = match without_blanks(command()).try_get_matches_from(&argv) {
         Ok(matches) => matches,
+        // A help text names all variables.
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            let error = command().try_get_matches_from(argv).err().unwrap_or(error);
+            return Ok(Request::Print(error.render().to_string()));
+        }
         Err(error) if !error.use_stderr() => return Ok(Request::Print(error.render().to_string())),
         Err(error) => return Err(UsageError(one_sentence(&error))),
     };
@@ -351,6 +359,20 @@ pub fn command() -> clap::Command {
     // Values of the environment do not belong into a help text, nor into a log of it.
     Args::command().mut_args(|arg| arg.hide_env_values(true))
 }
+
+/// Takes empty variables for unset, as with POD_NAME: templates leave them where there is no value.
+fn without_blanks(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| {
+        let name = arg.get_env().map(ToOwned::to_owned);
+        let is_blank = name
+            .and_then(env::var_os)
+            .is_some_and(|value| value.is_empty());
+        if is_blank { arg.env(NOBODYS) } else { arg }
+    })
+}
+
+/// The name of no variable, as getenv(3) finds none with this character; clap can't take one away.
+const NOBODYS: &str = "=";
 
 impl Config {
     fn new(args: Args, matches: &ArgMatches) -> Result<Self, UsageError> {
@@ -374,7 +396,7 @@ impl Config {
                 Some(text) => check_identity("--identity", &text).map(|()| Some(text))?,
                 None => None,
             },
-            place: place(&args)?,
+            place: place(&args, matches)?,
             create: match args.create {
                 CreateArg::Auto => Create::Auto,
                 CreateArg::Never => Create::Never,
@@ -404,25 +426,6 @@ impl Config {
             verbosity: verbosity(&args, matches)?,
             command: args.command,
         })
-    }
-}
-
-fn place(args: &Args) -> Result<Place, UsageError> {
-    if args.impersonate.as_deref() == Some("") {
-        return refuse("--as is empty");
-    }
-    match args.store.split_once(':') {
-        None if args.store == "kube" => Ok(Place::Kube {
-            kubeconfig: args.kubeconfig.clone(),
-            context: args.context.clone(),
-            impersonate: args.impersonate.clone(),
-        }),
-        Some(("file", "")) => refuse("--store file: needs a directory: file:DIR"),
-        Some(("file", directory)) => Ok(Place::File(directory.into())),
-        _ => refuse(format!(
-            "--store is {:?}, but must be kube or file:DIR",
-            args.store
-        )),
     }
 }
 

@@ -56,6 +56,10 @@ pub struct Parts {
     pub signals: mpsc::Receiver<Received>,
     /// The lease's namespace and name, for people and for the command.
     pub lease: (String, String),
+    /// Where the lease lives, for people.
+    pub place: String,
+    /// The identity by which a lease-exec above us, whose environment we have, holds a lease.
+    pub above: Option<String>,
 }
 
 /// A request under way.
@@ -71,6 +75,8 @@ pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings)
         supervisor: parts.supervisor,
         signals: parts.signals,
         lease: format!("{}/{}", parts.lease.0, parts.lease.1),
+        place: parts.place,
+        above: parts.above,
         environment: vec![
             ("LEASE_NAME", parts.lease.1),
             ("LEASE_NAMESPACE", parts.lease.0),
@@ -94,6 +100,8 @@ struct Driver<S: Store> {
     supervisor: Supervisor,
     signals: mpsc::Receiver<Received>,
     lease: String,
+    place: String,
+    above: Option<String>,
     environment: Vec<(&'static str, String)>,
     request_timeout: Duration,
     /// What carrying out an action has led to at once.
@@ -109,7 +117,7 @@ const REFUSAL_PAUSE: Duration = Duration::from_millis(250);
 
 impl<S: Store + 'static> Driver<S> {
     async fn run(mut self, settings: Settings) -> Ending {
-        info!(lease = %self.lease, identity = %settings.identity, "attempting to acquire the lease");
+        info!(lease = %self.lease, store = %self.place, identity = %settings.identity, "attempting to acquire the lease");
         let mut election = Election::new(settings, Now::read());
         loop {
             while let Some(action) = election.poll() {
@@ -332,6 +340,9 @@ impl<S: Store + 'static> Driver<S> {
             Report::HeldBy { holder, duration } => {
                 let duration = show(duration);
                 info!(%lease, %holder, %duration, "somebody else holds the lease");
+                if self.above.as_deref() == Some(holder.as_str()) {
+                    warn!(%lease, "the holder is the lease-exec that has started us (LEASE_HOLDER_IDENTITY), and will not release the lease before we end");
+                }
             }
             Report::Unreachable(message) => warn!(%lease, "can't get at the lease: {message}"),
             Report::Reachable => info!(%lease, "can get at the lease again"),

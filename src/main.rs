@@ -7,7 +7,7 @@ use std::{
     env,
     fs::File,
     hash::{DefaultHasher, Hash, Hasher},
-    io::Write,
+    io::{ErrorKind, Write},
     process::ExitCode,
     thread,
     time::Duration,
@@ -67,9 +67,17 @@ fn fail(format: LogFormat, exit: Exit, message: &str) -> ExitCode {
 
 /// Prints what was asked for.
 fn print(text: &str) -> ExitCode {
-    match write!(std::io::stdout(), "{text}") {
+    let mut stdout = std::io::stdout();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(Exit::Internal.code()),
+        // Who has closed a pipe (`| head`) has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            ExitCode::from(Exit::Internal.code())
+        }
+        Err(error) => {
+            let message = format!("can't write to standard output: {error}");
+            fail(LogFormat::Text, Exit::Internal, &message)
+        }
     }
 }
 
@@ -77,6 +85,16 @@ fn print(text: &str) -> ExitCode {
 enum Prepared {
     Kube(Box<ClusterConfig>),
     File(FileStore),
+}
+
+impl Prepared {
+    /// As people know it: the server's URL, or what `--store` says.
+    fn describe(&self) -> String {
+        match self {
+            Self::Kube(cluster) => cluster.server(),
+            Self::File(store) => format!("file:{}", store.directory().display()),
+        }
+    }
 }
 
 fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
@@ -114,6 +132,8 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
         supervisor,
         signals,
         lease,
+        place: prepared.describe(),
+        above: env::var("LEASE_HOLDER_IDENTITY").ok(),
     };
     let ending = runtime.block_on(async {
         match prepared {

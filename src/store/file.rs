@@ -78,6 +78,12 @@ impl FileStore {
         })
     }
 
+    /// The directory that was opened, as an absolute path.
+    pub fn directory(&self) -> &Path {
+        let folder = &self.file.disk.folder;
+        folder.parent().unwrap_or(folder)
+    }
+
     /// The file that people may look at.
     pub fn path(&self) -> &Path {
         &self.file.disk.lease

@@ -75,6 +75,110 @@ fn wrong_usage_is_64() {
 }
 
 #[test]
+fn a_cluster_beside_a_file_store_is_64_and_a_flag_beats_a_variable() {
+    let world = World::on_files();
+    let store = format!("file:{}", world.store().display());
+    let flags = ["--kubeconfig", "--context", "--as"];
+    let variables = [
+        "LEASE_EXEC_KUBECONFIG",
+        "LEASE_EXEC_CONTEXT",
+        "LEASE_EXEC_AS",
+    ];
+    let run = |flags: &[&str], variables: &[(&str, &str)]| {
+        let invocation = world.invocation().args(["--lease", LEASE]).args(flags);
+        let given = |invocation: crate::world::Invocation, (name, value): &(&str, &str)| {
+            invocation.env(name, value)
+        };
+        let invocation = variables.iter().fold(invocation, given);
+        invocation.args(["--", "true"]).run()
+    };
+    for (flag, variable) in flags.into_iter().zip(variables) {
+        let left_over = ("LEASE_EXEC_STORE", store.as_str());
+        let both = run(&["--store", &store, flag, "x"], &[]);
+        assert_refused(&both, 64, &[flag, "--store", &store]);
+        let leftover = run(&[flag, "x"], &[left_over]);
+        assert_refused(&leftover, 64, &[flag, "LEASE_EXEC_STORE", &store]);
+        let inherited = run(&[], &[left_over, (variable, "x")]);
+        assert_refused(&inherited, 64, &[variable, "LEASE_EXEC_STORE", &store]);
+        assert!(world.lease().is_none());
+        run(&["--store", &store], &[(variable, "x")]).assert_code(0);
+        fs::remove_file(world.lease_file()).expect("the lease was made");
+    }
+    // Nobody asked us for this one.
+    run(&["--store", &store], &[("KUBECONFIG", "x")])
+        .assert_code(0)
+        .assert_says(&format!("store={store}"));
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let world = World::on_files();
+    let mut invocation = world.lease_exec();
+    let arguments = lease_exec::cli::command();
+    let names = arguments.get_arguments().filter_map(|arg| arg.get_env());
+    let names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    assert!(
+        names.contains(&"LEASE_EXEC_QUIET".to_owned()),
+        "no variables found: {names:?}"
+    );
+    for name in &names {
+        invocation = invocation.env(name, "");
+    }
+    let finished = invocation.command(["true"]).run();
+    finished.assert_code(0).assert_says("acquired the lease");
+    let help = world
+        .invocation()
+        .env("LEASE_EXEC_WAIT", "")
+        .args(["--help"]);
+    assert!(help.run().stdout().contains("[env: LEASE_EXEC_WAIT]"));
+    // On the command line nothing was left out by a template.
+    let finished = world.lease_exec().args(["--wait="]).command(["true"]).run();
+    assert_refused(&finished, 64, &["--wait"]);
+}
+
+#[test]
+fn a_help_text_that_cannot_be_written_is_125_with_a_reason() {
+    let world = World::on_files();
+    let script = r#"exec "$0" --help >/dev/full"#;
+    let shell = world.program("sh").args(["-c", script]);
+    let finished = shell.args([env!("CARGO_BIN_EXE_lease-exec")]).run();
+    assert_refused(&finished, 125, &["can't write to standard output", "space"]);
+}
+
+#[test]
+fn a_fifo_in_the_place_of_the_lease_is_78_at_once() {
+    let world = World::on_files();
+    world.lease_exec().command(["true"]).run().assert_code(0);
+    fs::remove_file(world.lease_file()).expect("the lease was made");
+    nix::unistd::mkfifo(&world.lease_file(), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let finished = world.lease_exec().args(["-q"]).command(["true"]).run();
+    assert_refused(&finished, 78, &["it is not a file"]);
+}
+
+#[test]
+fn a_lease_exec_below_the_holder_of_its_lease_says_that_it_waits_for_itself() {
+    let world = World::on_files();
+    let inner = "exec $LX true";
+    let outer = world.shell(&format!("exec $LX sh -c '{inner}'"));
+    let finished = outer.env("LEASE_EXEC_WAIT", "1s").run();
+    finished
+        .assert_code(75)
+        .assert_says("the holder is the lease-exec that has started us");
+    // Neither is any other holder taken for it.
+    let _holder = world.witness("15s").start();
+    world.wait_for_starts(1);
+    let beside = world
+        .lease_exec()
+        .args(["--no-wait"])
+        .env("LEASE_HOLDER_IDENTITY", "somebody_else");
+    let beside = beside.command(["true"]).run();
+    beside.assert_code(75);
+    assert!(!beside.stderr.contains("started us"), "{}", beside.stderr);
+}
+
+#[test]
 fn a_pod_name_that_would_break_a_line_is_64() {
     let world = World::on_files();
     let finished = world
@@ -272,6 +376,31 @@ fn missing_rights_are_77_with_the_rule_to_add_and_the_rule_helps() {
         (run().status.code() == Some(0)).then_some(())
     });
     assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn without_the_right_to_create_an_absent_lease_is_77_and_the_message_says_so() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace().to_owned();
+    let user = User::named("updater");
+    control_plane.grant(&namespace, "updater", &["get", "update", "watch"]);
+    let kubeconfig = control_plane.kubeconfig_at(&control_plane.url(), &namespace, user);
+    let run = || {
+        let invocation = world.invocation().args(["-q", "--no-wait", "--kubeconfig"]);
+        let invocation = invocation.args([&kubeconfig]).args(["--lease", LEASE]);
+        invocation.args(["--", "true"]).run()
+    };
+    // The authorizer sees new roles a moment later.
+    let refused = wait_until("the right to read arrives", LIMIT, || {
+        let finished = run();
+        (!finished.stderr.contains("may not get")).then_some(finished)
+    });
+    assert_refused(
+        &refused,
+        77,
+        &["does not exist, and the right to create it is missing"],
+    );
 }
 
 #[test]

@@ -198,11 +198,18 @@ impl Drop for Lock<'_> {
 
 /// The content of a text file, `None` if there is none.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>, Failure> {
-    let file = match File::open(path) {
+    // Who opens a FIFO waits for a writer otherwise.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let file = match options.open(path) {
         Ok(file) => file,
         Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
         Err(err) => return Err(failed("read", path, &err)),
     };
+    let kind = file.metadata().map_err(|err| failed("read", path, &err))?;
+    if !kind.is_file() {
+        return Err(malformed(path, "it is not a file"));
+    }
     // Room for what we write ourselves: one read(2) for it and one for the end, instead of six.
     let mut content = Vec::with_capacity(4096);
     file.take(LARGEST_FILE + 1)

@@ -191,7 +191,7 @@ impl Status {
         // roles that it could not find. Whoever else forbids something says why.
         let (_, reason) = message.split_once(" is forbidden:")?;
         let reason = reason.trim();
-        (reason.is_empty() || reason.starts_with("RBAC: ")).then_some(Denial::Unexplained)
+        (reason.is_empty() || reason.starts_with("RBAC: ")).then_some(Denial::Creation)
     }
 }
 
@@ -205,8 +205,8 @@ enum Denial<'a> {
         resource: &'a str,
         name: &'a str,
     },
-    /// It is not said what to whom.
-    Unexplained,
+    /// To make the lease, which is absent; it is not said whom.
+    Creation,
 }
 
 /// A 403 by RBAC gets the rule that cures it; any other (an admission webhook, a quota) stays as the
@@ -242,8 +242,9 @@ fn forbidden(status: &Status, target: &Target) -> String {
             "the user {user:?} may not impersonate {name:?}; bind to it a ClusterRole with the rule \
              {{apiGroups: [\"\"], resources: [{resource}], resourceNames: [{name:?}], verbs: [impersonate]}}"
         ),
-        Some(Denial::Unexplained) => format!(
-            "a right to the lease {namespace}/{name} is missing ({}); bind to its user {role}",
+        Some(Denial::Creation) => format!(
+            "the lease {namespace}/{name} does not exist, and the right to create it is missing ({}); make the lease, \
+             or bind to the user {role}",
             status.sentence(403).trim_end_matches(':')
         ),
     }

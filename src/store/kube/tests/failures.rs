@@ -32,15 +32,15 @@ async fn refusal_says_what_would_cure_it() {
 
     // Word for word from a server that was asked to create by a PUT.
     let silent = "leases.coordination.k8s.io \"nightly\" is forbidden: ";
-    let message = "a right to the lease ops/nightly is missing (403: leases.coordination.k8s.io \"nightly\" is \
-                   forbidden); bind to its user a Role in the namespace \"ops\" with the rule {apiGroups: \
+    let message = "the lease ops/nightly does not exist, and the right to create it is missing (403: leases.coordination.k8s.io \"nightly\" is \
+                   forbidden); make the lease, or bind to the user a Role in the namespace \"ops\" with the rule {apiGroups: \
                    [coordination.k8s.io], resources: [leases], resourceNames: [nightly], verbs: [get, create, \
                    update, watch]}";
     check(creation(), forbidden(silent, json!({})), Forbidden, message).await;
 
     let roleless = "leases \"nightly\" is forbidden: RBAC: role \"x\" not found";
-    let message = "a right to the lease ops/nightly is missing (403: leases \"nightly\" is forbidden: RBAC: role \
-                   \"x\" not found); bind to its user a Role in the namespace \"ops\" with the rule {apiGroups: \
+    let message = "the lease ops/nightly does not exist, and the right to create it is missing (403: leases \"nightly\" is forbidden: RBAC: role \
+                   \"x\" not found); make the lease, or bind to the user a Role in the namespace \"ops\" with the rule {apiGroups: \
                    [coordination.k8s.io], resources: [leases], resourceNames: [nightly], verbs: [get, create, \
                    update, watch]}";
     check(
