@@ -51,7 +51,7 @@ fn the_demo_hands_over_on_ctrl_c_and_after_a_crash() {
 
     let mut third = place.open_terminal("first, once more");
     third.wait_until_it_waits();
-    second.signal(Signal::SIGKILL);
+    place.crash_the_holder();
     second.wait_until_it_is_gone();
     assert!(!third.runs(), "the second was killed a moment ago");
     let third_token = third.wait_until_it_runs();
@@ -84,6 +84,22 @@ impl DemoPlace {
         );
         let script = script.replace("/tmp/leases", leases.to_str().expect("a path in UTF-8"));
         Self { directory, script }
+    }
+
+    /// Kills the holder as the README says, where not even USER is set, and nobody outside of here.
+    fn crash_the_holder(&self) {
+        const DEMO: &str = "lease-exec --lease demo ";
+        let script = block("crash");
+        assert!(script.contains(DEMO), "it finds others: {script}");
+        let leases = self.directory.path().join("leases");
+        let ours = format!("{DEMO}--store file:{} ", leases.display());
+        let killed = Command::new("sh")
+            .args(["-euc", &script.replace(DEMO, &ours)])
+            .env_clear()
+            .env("PATH", path())
+            .output()
+            .expect("start a shell");
+        assert!(killed.status.success(), "{killed:?}");
     }
 
     fn open_terminal(&self, name: &str) -> Terminal {
