@@ -6,7 +6,9 @@
 # Usage: assets=$(tests/control-plane.sh)
 #
 # With KUBEBUILDER_ASSETS set (the convention of the envtest tools), that directory is taken as it
-# is; only etcd and kube-apiserver must be in it. Otherwise, on Debian 12, the programs are built from
+# is. etcd and kube-apiserver must be in it; kubectl may be in PATH instead. Tests that need a program
+# that is missing fail, and say so. client-go-wrapper is a command of tests/client-go/main.go, in a module
+# that requires k8s.io/client-go and k8s.io/apimachinery v0.20 or later. Otherwise, on Debian 12, the programs are built from
 # Debian's packages, once (some five minutes on two cores), and kept in
 # ${XDG_CACHE_HOME:-~/.cache}/lease-exec. Why from packages: they are signed, every mirror has them,
 # and a machine that can install software can reach them.
@@ -62,10 +64,16 @@ main() {
 }
 
 check_given_assets() {
-    local name
+    local name missing=()
     for name in etcd kube-apiserver; do
         [[ -x $1/$name ]] || fail "KUBEBUILDER_ASSETS is $1, but there is no program $name in it"
     done
+    [[ -x $1/kubectl || -n $(type -P kubectl) ]] || missing+=(kubectl)
+    for name in kube-scheduler etcdctl "$peer"; do
+        [[ -x $1/$name ]] || missing+=("$name")
+    done
+    ((${#missing[@]} == 0)) ||
+        say "KUBEBUILDER_ASSETS is $1, where ${missing[*]} cannot be found: what needs them will fail"
 }
 
 check_release() {
@@ -75,7 +83,8 @@ check_release() {
         codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     fi
     [[ $codename == "$release" ]] || fail "this builds a control plane on Debian $release only;" \
-        'elsewhere set KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver'
+        'elsewhere set KUBEBUILDER_ASSETS to a directory with etcd, kube-apiserver, kubectl,' \
+        "kube-scheduler and $peer"
 }
 
 # Builds in a directory beside the final one, so that the last step is a rename on one file system.

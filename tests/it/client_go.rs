@@ -15,9 +15,7 @@ use crate::{
 };
 
 fn scheduler(world: &World) -> Scheduler {
-    let scheduler =
-        ControlPlane::shared().start_scheduler(world.namespace(), LEASE, ElectionTimes::SHORT);
-    scheduler.expect("this test needs kube-scheduler in the directory of kube-apiserver")
+    ControlPlane::shared().start_scheduler(world.namespace(), LEASE, ElectionTimes::SHORT)
 }
 
 #[test]
@@ -89,23 +87,22 @@ fn we_wait_for_client_go_and_take_over_when_it_stops_renewing() {
 }
 
 /// The program of `tests/client-go` with this world's lease, running the witness.
-fn wrapper(world: &World) -> Option<Invocation> {
-    let Some(wrapper) = ControlPlane::client_go_wrapper() else {
-        eprintln!("SKIPPED: there is no client-go-wrapper beside the API server's binary");
-        return None;
-    };
+fn wrapper(world: &World) -> Invocation {
+    let wrapper = ControlPlane::client_go_wrapper();
+    let wrapper = wrapper.expect(
+        "this test needs client-go-wrapper (tests/client-go) in the directory of kube-apiserver",
+    );
     let times = ElectionTimes::SHORT;
     let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis());
     let kubeconfig = ControlPlane::shared().kubeconfig(User::Admin);
-    let invocation = world
+    world
         .program(wrapper)
         .args(["-lease", LEASE])
         .args(["-namespace", world.namespace(), "-release-on-cancel"])
         .args(["-duration", &milliseconds(times.lease_duration)])
         .args(["-renew", &milliseconds(times.renew_deadline)])
         .args(["-retry", &milliseconds(times.retry_period)])
-        .args([OsStr::new("-kubeconfig"), kubeconfig.as_os_str()]);
-    Some(invocation)
+        .args([OsStr::new("-kubeconfig"), kubeconfig.as_os_str()])
 }
 
 /// A witness that ends, with nothing of it left, when there is a file `stop`: the wrapper lets go
@@ -124,9 +121,7 @@ fn commands_of_ours_and_of_a_client_go_wrapper_take_turns() {
     let world = World::on_kubernetes();
     let directory = world.path().to_str().expect("a path in UTF-8");
     let argv = |token| ["sh", "-c", ENDING_WITNESS, "witness", directory, token];
-    let Some(first) = wrapper(&world) else {
-        return;
-    };
+    let first = wrapper(&world);
     let first = first.command(argv("1")).start();
     world.wait_for_starts(1);
     let ours = world.witness("5s").start();
@@ -135,7 +130,7 @@ fn commands_of_ours_and_of_a_client_go_wrapper_take_turns() {
     first.wait().assert_code(0);
     world.wait_for_starts(2).assert_exclusive();
 
-    let second = wrapper(&world).expect("it was there before");
+    let second = wrapper(&world);
     let last = u64::MAX.to_string();
     let second = second.command(argv(&last)).start();
     second.wait_until_it_says("holds the lease");

@@ -319,19 +319,25 @@ impl ControlPlane {
         etcdctl
     }
 
-    /// Starts kube-scheduler as a candidate for a lease: it is a real client-go elector. `None` if
-    /// there is no such program, which a directory given by KUBEBUILDER_ASSETS may lack.
+    /// Starts kube-scheduler as a candidate for a lease: it is a real client-go elector.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such program, which a directory given by KUBEBUILDER_ASSETS may lack.
     pub(crate) fn start_scheduler(
         &self,
         namespace: &str,
         lease: &str,
         times: ElectionTimes,
-    ) -> Option<Scheduler> {
+    ) -> Scheduler {
         let program = programs().join("kube-scheduler");
-        program.exists().then(|| {
-            let kubeconfig = self.kubeconfig(User::Admin);
-            Scheduler::start(&self.group, &program, &kubeconfig, namespace, lease, times)
-        })
+        let directory = programs().display();
+        assert!(
+            program.exists(),
+            "this test needs kube-scheduler in {directory}, beside kube-apiserver"
+        );
+        let kubeconfig = self.kubeconfig(User::Admin);
+        Scheduler::start(&self.group, &program, &kubeconfig, namespace, lease, times)
     }
 
     /// The program that runs a command under client-go's leader election (`tests/client-go`). `None`

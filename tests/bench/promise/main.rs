@@ -44,10 +44,10 @@ fn main() {
 
 /// Prints a row for each fault that is chosen, with the worst of its rounds.
 fn compare(choice: &Choice) {
-    if ControlPlane::client_go_wrapper().is_none() {
-        say("left out, as there is no client-go-wrapper beside the API server's binary");
-        return;
-    }
+    assert!(
+        ControlPlane::client_go_wrapper().is_some(),
+        "this needs client-go-wrapper (tests/client-go) in the directory of kube-apiserver"
+    );
     let control_plane = ControlPlane::start();
     let names = PAIRS.map(Pair::name).join(" | ");
     say(&format!("| | what happens to the holder | {names} |"));
