@@ -9,13 +9,14 @@ pub enum Exit {
     Signal(i32),
     /// Wrong usage or an unsafe configuration.
     Usage,
-    /// The API server, or the store's directory, could not be reached before `--wait` ran out.
+    /// The API server, or the store's directory, could not be reached, or refused our credentials,
+    /// before `--wait` ran out.
     Unreachable,
     /// Somebody else holds the lease; the code is 75 unless `--conflict-exit-code` changes it.
     Conflict(u8),
     /// The API server forbids it.
     Forbidden,
-    /// There is no usable cluster configuration.
+    /// There is no usable configuration.
     Configuration,
     /// Leadership was lost and the tree is proven dead.
     Lost,
@@ -62,7 +63,7 @@ pub const TABLE: &[(&str, &str)] = &[
     ("64", "wrong usage or an unsafe configuration"),
     (
         "69",
-        "the API server, or the store's directory, could not be reached before --wait ran out",
+        "the API server, or the store's directory, could not be reached, or refused our credentials, before --wait ran out",
     ),
     (
         "75",
@@ -72,7 +73,10 @@ pub const TABLE: &[(&str, &str)] = &[
         "77",
         "the API server forbids it; the message holds the RBAC rule to add",
     ),
-    ("78", "no usable cluster configuration"),
+    (
+        "78",
+        "no usable configuration: of the cluster, its credentials (refused three times), the namespace, the lease (absent with --create never, or damaged) or the store's directory",
+    ),
     (
         "79",
         "leadership was lost and the command's tree is proven dead",
