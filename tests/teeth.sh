@@ -13,7 +13,8 @@
 #
 # Usage: tests/teeth.sh            all mutants of the election; some minutes. Of the supervisor's only
 #                                  whether they can be made and name tests that there are
-#        tests/teeth.sh NAME...    those of the election
+#        tests/teeth.sh NAME...    those of the election; what happened in the world in which the
+#                                  simulation noticed the last of them is kept in target/teeth/history
 #        tests/teeth.sh --supervisor          all mutants of the supervisor; more than an hour, as
 #                                             root, after tests/run.sh has set all up
 #        tests/teeth.sh --supervisor NAME...  those
@@ -26,6 +27,7 @@ readonly target=${CARGO_TARGET_DIR:-$PWD/target}
 readonly scratch=$target/teeth
 readonly tree=$scratch/tree
 readonly log=$scratch/log
+readonly history=$scratch/history
 
 # So many elections without a violation mean that the simulation notices nothing.
 readonly elections=50000
@@ -47,6 +49,9 @@ readonly exempt=(
     # It changes the jitter by less than a nanosecond.
     'replace \^= with \|= in Outbox::fraction'
 )
+
+# Whether the mutants were named, so that somebody wants to know how they are noticed.
+keeps_history=
 
 main() {
     mkdir -p "$scratch"
@@ -75,6 +80,8 @@ check_election() {
         for patch in tests/mutants/*.patch; do
             names+=("$(basename "$patch" .patch)")
         done
+    else
+        keeps_history=yes
     fi
 
     for name in "${names[@]}"; do
@@ -137,11 +144,23 @@ simulate() {
         --until-violation --limit "$elections" "${options[@]}" >"$log" 2>&1 || status=$?
     # 134 is an abort: the election or the simulation panicked.
     case $status in
-        0) found+=("simulation after $(sed -n 's/^violated after \([0-9]*\) .*/\1/p' "$log")") ;;
+        0)
+            found+=("simulation after $(sed -n 's/^violated after \([0-9]*\) .*/\1/p' "$log")")
+            [[ -z $keeps_history ]] || keep_history "${options[@]}"
+            ;;
         1) ;;
         134) found+=('simulation by a panic') ;;
         *) found=("does not end: $status") ;;
     esac
+}
+
+# Plays the seed that was found again, for people.
+keep_history() {
+    local seed
+    seed=$(sed -n 's/^violated after .*, with seed \([0-9]*\):.*/\1/p' "$log")
+    # It exits with 1, as it finds the violation again.
+    "$scratch/target/debug/lease-exec-simulation" --seed "$seed" "$@" >"$history" 2>&1 || true
+    echo "teeth: what happened is in $history" >&2
 }
 
 # Runs the tests of a package in the copy, those of its library that the last arguments select.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use lease_exec_simulation::simulation::{
-    PROFILES, Plan, Profile, progress, replay, run, tightness,
+    Found, PROFILES, Plan, Profile, progress, replay, run, tightness,
 };
 
 const HELP: &str = "\
@@ -193,10 +193,11 @@ fn show(seed: u64, profile: Profile) -> io::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(violation) => {
+            let found = Found { seed, violation };
+            let (violation, again) = (&found.violation, found.replay_command(profile));
             writeln!(
                 io::stdout(),
-                "seed {seed} of profile {profile}: {violation}\nreplay it with: cargo run -p \
-                 lease-exec-simulation -- --profile {profile} --seed {seed}"
+                "seed {seed} of profile {profile}: {violation}\nreplay it with: {again}"
             )?;
             Ok(ExitCode::FAILURE)
         }

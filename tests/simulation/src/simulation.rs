@@ -11,6 +11,7 @@
 //! | `guard` | the command's tree, and the guard that kills it |
 //! | `wire`, `server` | requests and watches and how they fail; the API server's exact rules |
 //! | `faults` | what else goes wrong |
+//! | `history` | what is written down of requests, answers and events |
 //! | `invariants`, `swaps` | what must be true: of who runs and writes, of the store's history |
 //! | `summary`, `run` | counts, and running many seeds |
 //!
@@ -19,6 +20,7 @@
 mod clocks;
 mod faults;
 mod guard;
+mod history;
 mod invariants;
 mod node;
 mod profile;

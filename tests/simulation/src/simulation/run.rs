@@ -38,6 +38,14 @@ pub struct Found {
     pub violation: String,
 }
 
+impl Found {
+    /// The command that plays this seed again, with all of its history.
+    pub fn replay_command(&self, profile: Profile) -> String {
+        let seed = self.seed;
+        format!("cargo run -p lease-exec-simulation -- --profile {profile} --seed {seed}")
+    }
+}
+
 /// Runs seeds until there were enough elections or one seed fails, and tells `progress` after each
 /// seed what was done so far. The summary counts the failing seed as far as it went.
 pub fn run(plan: Plan, progress: impl Fn(&Summary) + Sync) -> (Summary, Option<Found>) {

@@ -3,6 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use super::{
+    history::{Shown, ShownChange},
     node::{Watch, failed},
     profile::Profile,
     server::{Put, Replica, Status, Writer, revision},
@@ -20,7 +21,7 @@ use crate::{
 pub(super) struct Request {
     pub(super) node: usize,
     pub(super) life: u32,
-    id: RequestId,
+    pub(super) id: RequestId,
     /// `None` reads.
     pub(super) write: Option<Write>,
     /// When the election asked for it: a term counts from there.
@@ -81,8 +82,12 @@ impl World {
             sent_at: self.now,
             identity: writes.then(|| node.identity.clone()),
         });
-        if node.cut.outgoing {
-            return;
+        let is_cut = node.cut.outgoing;
+        self.note_request(&request);
+        if is_cut {
+            return self.note(format_args!(
+                "node {index}: {id:?} is lost: the node is cut off"
+            ));
         }
         let after = self.latency();
         if !self.storm {
@@ -91,12 +96,16 @@ impl World {
         }
         let chances = self.plan.chances;
         if self.random.happens(chances.request_lost) {
+            self.note(format_args!("node {index}: {id:?} is lost"));
             return self.count(Fault::RequestLost);
         }
         if writes && self.plan.lateness > 0 && self.random.happens(chances.write_late) {
             self.count(Fault::WriteLate);
             let after = self.random.below(self.plan.lateness);
             let fate = Fate::AnswerLost;
+            self.note(format_args!(
+                "node {index}: {id:?} will arrive {after} us late, and its answer be lost"
+            ));
             return self.schedule(after, Happening::Arrive { request, fate });
         }
         let fate = self.fate(index);
@@ -147,6 +156,10 @@ impl World {
         match self.service {
             Service::Up => self.serve(&request, fate),
             Service::Stalled { until } => {
+                let (index, id) = (request.node, request.id);
+                self.note(format_args!(
+                    "node {index}: {id:?} waits: the API server stands still"
+                ));
                 let at = until + self.random.below(200 * MILLISECOND);
                 self.schedule_at(at, Happening::Arrive { request, fate });
             }
@@ -155,7 +168,12 @@ impl World {
                 let refused = Fate::Refused(Refusal::Unavailable);
                 self.serve(&request, refused);
             }
-            Service::Down => {}
+            Service::Down => {
+                let (index, id) = (request.node, request.id);
+                self.note(format_args!(
+                    "node {index}: {id:?} is lost: the API server is away"
+                ));
+            }
             Service::Restarting => {
                 let fate = match self.random.below(4) {
                     0 => Fate::Refused(Refusal::TooManyRequests { seconds: 5 }),
@@ -184,6 +202,11 @@ impl World {
             }
             (None, Some(write)) => self.write(request, write),
         };
+        let (index, id) = (request.node, request.id);
+        self.note(format_args!(
+            "node {index}: {id:?} arrives ({fate:?}): {}",
+            Shown(&reply)
+        ));
         let mut after = self.latency();
         match fate {
             Fate::AnswerLost => return,
@@ -236,13 +259,25 @@ impl World {
 
     pub(super) fn on_answer(&mut self, index: usize, life: u32, id: RequestId, reply: Reply) {
         let node = &self.nodes[index];
-        if node.life == life && !node.cut.incoming {
-            self.deliver(index, id, reply);
+        if node.life != life {
+            return self.note(format_args!(
+                "node {index}: the answer to {id:?} of life {life} finds another"
+            ));
         }
+        if node.cut.incoming {
+            return self.note(format_args!(
+                "node {index}: the answer to {id:?} is lost: the node is cut off"
+            ));
+        }
+        self.deliver(index, id, reply);
     }
 
     /// Hands in an answer, or that there was none in time.
     pub(super) fn deliver(&mut self, index: usize, id: RequestId, reply: Reply) {
+        self.note(format_args!(
+            "node {index}: {id:?} is answered: {}",
+            Shown(&reply)
+        ));
         let node = &mut self.nodes[index];
         if !node.is_paused() {
             let awaited = node.request.is_some_and(|request| request.id == id);
@@ -305,6 +340,9 @@ impl World {
             return self.announce(index, name, Rc::new(Change::Refused(failure)));
         }
         watch.open = true;
+        self.note(format_args!(
+            "node {index}: watch {name} opens after version {after}"
+        ));
         match self.server.events_after(after) {
             Err(_) => {
                 self.count(Fault::WatchTooOld410);
@@ -345,6 +383,10 @@ impl World {
             }
             let chances = self.plan.chances;
             if self.random.happens(chances.event_lost) {
+                self.note(format_args!(
+                    "node {index}: watch {}: an event is lost",
+                    watch.name
+                ));
                 self.count(Fault::WatchEventLost);
                 continue;
             }
@@ -401,6 +443,9 @@ impl World {
         if incoming {
             // Lost on the way, and so is what comes after it on this connection.
             watch.frozen = true;
+            self.note(format_args!(
+                "node {index}: watch {name} falls silent: the node is cut off"
+            ));
             self.count(Fault::WatchFrozen);
             let after = self.random.below(SILENCE);
             let why = "silent for too long";
@@ -414,6 +459,10 @@ impl World {
         if matches!(**change, Change::Refused(_)) {
             node.watch = None;
         }
+        self.note(format_args!(
+            "node {index}: watch {name}: {}",
+            ShownChange(change)
+        ));
         self.tell(index, Event::Changed(Change::clone(change)));
     }
 
@@ -423,6 +472,7 @@ impl World {
             return;
         }
         node.watch = None;
+        self.note(format_args!("node {index}: watch {name} ends: {why}"));
         self.tell(index, Event::Changed(Change::Ended(why.to_owned())));
     }
 

@@ -295,6 +295,7 @@ impl World {
     }
 
     pub(super) fn count(&mut self, fault: Fault) {
+        self.note(format_args!("fault: {fault:?}"));
         self.summary.count(fault);
     }
 
