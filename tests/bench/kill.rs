@@ -1,11 +1,16 @@
 //! How long a tree outlives what should end it: from the event to its last process's death, as it is
 //! seen from outside, beside the end of the lease.
 //!
+//! `cargo bench --bench kill` prints one table, within some minutes; `-- --rounds N` takes so many
+//! rounds of each row, and further words the rows whose event has one of them in its name.
+//!
 //! The tree is six processes, of which two have left the command's process group; see `TREE`. It
 //! needs root and a control plane, as the tests do.
 
 use std::{
+    env,
     io::{Write, stdout},
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -48,7 +53,60 @@ struct Round {
     deadline: Duration,
 }
 
-fn main() {
+fn main() -> ExitCode {
+    match Choice::of(env::args().skip(1)) {
+        Ok(Some(choice)) => measure(&choice),
+        Ok(None) => say(USAGE),
+        Err(problem) => {
+            say(&format!("{problem}\n{USAGE}"));
+            return ExitCode::from(64);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// What the command line asks for.
+struct Choice {
+    rounds: usize,
+    /// Parts of the names of events; none is all.
+    events: Vec<String>,
+}
+
+impl Choice {
+    /// Reads the command line; `None` asks for help. cargo adds `--bench`.
+    fn of(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+        let mut choice = Self {
+            rounds: ROUNDS,
+            events: Vec::new(),
+        };
+        while let Some(argument) = arguments.next() {
+            match &*argument {
+                "--bench" => {}
+                "-h" | "--help" => return Ok(None),
+                "--rounds" => {
+                    let number = arguments.next().and_then(|text| text.parse().ok());
+                    let rounds = number.filter(|&rounds| rounds > 0);
+                    choice.rounds = rounds.ok_or("--rounds needs a number of 1 or more")?;
+                }
+                option if option.starts_with('-') => {
+                    return Err(format!("there is no option {option}"));
+                }
+                _ => choice.events.push(argument),
+            }
+        }
+        Ok(Some(choice))
+    }
+
+    fn has(&self, event: &str) -> bool {
+        self.events.is_empty() || self.events.iter().any(|part| event.contains(&**part))
+    }
+}
+
+const USAGE: &str = "usage: cargo bench --bench kill [-- [--rounds N] [EVENT...]], such as -- --rounds 3 \
+                     'SIGKILL to both'; an EVENT is a part of what stands in the first column";
+
+/// Prints a row for each event that is chosen.
+fn measure(choice: &Choice) {
     let rows = [
         (Event::FrontKilled, Level::Cgroup, 60),
         (Event::FrontKilled, Level::Tree, 60),
@@ -64,7 +122,11 @@ fn main() {
     say("| event | lease | who | min | median | max | the lease's end, at the earliest |");
     say("| --- | --- | --- | --- | --- | --- | --- |");
     for (event, level, seconds) in rows {
-        let mut rounds = (0..ROUNDS)
+        let name = event.describe(level);
+        if !choice.has(&name) {
+            continue;
+        }
+        let mut rounds = (0..choice.rounds)
             .map(|_| event.round(level, seconds))
             .collect::<Vec<_>>();
         rounds.sort_by_key(|round| round.outlived);
@@ -72,16 +134,17 @@ fn main() {
         let at = |place: usize| format!("{:.1} ms", millis(rounds[place].outlived));
         say(&format!(
             "| {} | {seconds} s | {} | {} | {} | {} | {:.1} ms |",
-            event.describe(level),
+            name,
             event.who(),
             at(0),
-            at(ROUNDS / 2),
-            at(ROUNDS - 1),
+            at(choice.rounds / 2),
+            at(choice.rounds - 1),
             millis(earliest.unwrap_or_default()),
         ));
     }
 }
 
+/// How many, unless it is said.
 const ROUNDS: usize = 21;
 
 fn say(line: &str) {

@@ -15,6 +15,7 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Task {
+    Help,
     List(Vec<&'static Scenario>),
     /// Each of these once.
     Each(Vec<&'static Scenario>),
@@ -29,9 +30,37 @@ pub(crate) enum Task {
 /// More would make wake-ups late on two cores, and lease-exec relies on those.
 const LANES: usize = 8;
 
-/// Shown for arguments that can't be right.
+/// Shown if it is asked for, and for arguments that can't be right.
 pub(crate) const USAGE: &str = "usage: cargo test --test faults -- [--list] [--scenario NAME] \
-                                [--seed N] [--rounds N] [--release] [--lanes N] [FILTER...]";
+                                [--seed N] [--rounds N] [--release] [--lanes N] [FILTER...]\n\
+                                \n\
+                                Without options every scenario is played once, or those whose names hold a FILTER.\n\
+                                \n\
+                                --list           name the scenarios\n\
+                                --scenario NAME  play this one alone\n\
+                                --seed N         begin with this seed, which every line of progress shows\n\
+                                --rounds N       play so many rounds: of the scenario, or of random ones\n\
+                                --release        play what must pass before a release\n\
+                                --lanes N        play so many rounds at once [default: 8]";
+
+/// What the standard test runner knows beside, and `cargo test` may pass to all: it has no effect.
+const OF_THE_STANDARD_RUNNER: [&str; 15] = [
+    "--bench",
+    "--ensure-time",
+    "--exclude-should-panic",
+    "--fail-fast",
+    "--force-run-in-process",
+    "--include-ignored",
+    "--no-capture",
+    "--nocapture",
+    "--quiet",
+    "--report-time",
+    "--show-output",
+    "--shuffle",
+    "--test",
+    "--verbose",
+    "-q",
+];
 
 impl Arguments {
     /// Reads the command line. What only the standard test runner knows has no effect.
@@ -50,6 +79,7 @@ impl Arguments {
         let mut lanes = None;
         let mut rounds = None;
         let mut scenario = None;
+        let mut is_help = false;
         let (mut is_list, mut is_release, mut is_nothing, mut is_exact) = Default::default();
         let (mut filters, mut skipped) = (Vec::new(), Vec::new());
         while let Some(argument) = arguments.next() {
@@ -61,13 +91,17 @@ impl Arguments {
                 "--scenario" => scenario = Some(value()?),
                 "--release" => is_release = true,
                 "--list" => is_list = true,
+                "-h" | "--help" => is_help = true,
                 "--exact" => is_exact = true,
                 // None is ignored.
                 "--ignored" => is_nothing = true,
                 "--skip" => skipped.push(value()?),
                 "--test-threads" | "--format" | "--color" | "--logfile" | "-Z"
                 | "--shuffle-seed" => drop(value()?),
-                option if option.starts_with('-') => {}
+                option if OF_THE_STANDARD_RUNNER.contains(&option) => {}
+                option if option.starts_with('-') => {
+                    return Err(format!("there is no option {option}"));
+                }
                 _ => filters.push(argument),
             }
         }
@@ -91,6 +125,7 @@ impl Arguments {
             None => None,
         };
         let task = match (scenario, rounds) {
+            _ if is_help => Task::Help,
             _ if is_list => Task::List(chosen),
             _ if is_release => Task::Release,
             (Some(scenario), rounds) => Task::Repeat(scenario, rounds.unwrap_or(1)),

@@ -74,6 +74,10 @@ fn run(arguments: Arguments) -> ExitCode {
     let seed = arguments.seed.unwrap_or_else(fresh_seed);
     let expected = expected(&arguments.task);
     let (passed, mut failures) = match arguments.task {
+        Task::Help => {
+            println!("{}", arguments::USAGE);
+            return ExitCode::SUCCESS;
+        }
         Task::List(scenarios) => {
             for scenario in scenarios {
                 println!("{}: scenario", scenario.name);
@@ -127,7 +131,7 @@ fn expected(task: &Task) -> Vec<&'static str> {
         Task::Repeat(scenario, rounds) => vec![*scenario; (*rounds).min(1)],
         Task::Release => SCENARIOS.iter().collect(),
         // By chance.
-        Task::List(_) | Task::Random(_) => Vec::new(),
+        Task::Help | Task::List(_) | Task::Random(_) => Vec::new(),
     };
     scenarios
         .iter()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lease_exec_simulation::simulation::{
-    Fault, Plan, Profile, Summary, progress, run, tightness,
+    Fault, Plan, Profile, Summary, progress, replay, run, tightness,
 };
 
 /// How many terms begin in an ordinary run of the tests.
