@@ -3,6 +3,7 @@
 
 mod examples;
 mod priority;
+mod promises;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
