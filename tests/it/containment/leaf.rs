@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -227,6 +228,72 @@ fn who_waits_does_not_start_beside_what_can_not_be_killed_in_its_cgroup() {
     assert_eq!(world.holder(), "");
     freezer.set("freezer.state", "THAWED");
     grown.mark.wait_for_nobody();
+}
+
+#[test]
+fn a_strangers_cgroup_is_left_alone_whatever_it_is_called() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let bystanders = Mark::new();
+    let path_of = |name: &str| outer.path().join(name);
+    let inhabited = [
+        "lease-exec-demo",
+        "lease-exec-1-2-0123456789abcdef",
+        "lease-exec-1-2-0123456789abcdef-3",
+    ];
+    let empty = ["lease-exec-", "lease-exec-3-4-0123456789abcdef"];
+    for name in inhabited.iter().chain(&empty) {
+        fs::create_dir(path_of(name)).expect("a cgroup can be made");
+    }
+    for name in inhabited {
+        let procs = path_of(name).join("cgroup.procs");
+        let script = format!("echo 0 >{} || exit; setsid sleep 7777 &", procs.display());
+        let script = bystanders.script(&script);
+        let status = Command::new(script[0]).args(&script[1..]).status();
+        assert!(status.expect("it can be run").success());
+    }
+    let living = bystanders.wait_for(inhabited.len());
+
+    beside_others(&world, &outer, "another", &["true"])
+        .wait()
+        .assert_code(0);
+    assert_eq!(bystanders.alive(), living, "a bystander was killed");
+    let mut expected = [&inhabited[..], &empty].concat();
+    expected.sort_unstable();
+    let mut left = leaves(&outer);
+    left.sort_unstable();
+    assert_eq!(left, expected);
+}
+
+#[test]
+fn a_user_who_may_only_look_can_not_lock_what_a_killed_lease_exec_has_left() {
+    let world = World::on_files();
+    let outer = TestCgroup::version_2();
+    let around = |invocation: Invocation| invocation.under(outer.around());
+    let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+    let grown = Grown::start_as(invocation, Level::Cgroup, around);
+    grown.signal_both(Signal::SIGSTOP);
+    grown.signal_both(Signal::SIGKILL);
+    grown.wait_for_group();
+    let can_lock = |path: &Path| {
+        let nobody = [
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "flock",
+            "--nonblock",
+        ];
+        let mut setpriv = Command::new("setpriv");
+        let status = setpriv.args(nobody).arg(path).arg("true").status();
+        status.expect("setpriv and flock can be run").success()
+    };
+    assert!(can_lock(outer.path()), "the test itself does not work");
+    let leaves = leaves(&outer);
+    assert_eq!(leaves.len(), 1, "{leaves:?}");
+    assert!(
+        !can_lock(&outer.path().join(&leaves[0])),
+        "who locks it makes it seem to be somebody's"
+    );
 }
 
 /// lease-exec in this cgroup, with a lease of its own.
