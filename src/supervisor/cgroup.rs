@@ -5,8 +5,9 @@
 //! Files" in the kernel's admin-guide/cgroup-v2. Front and guard are never in it, or they would die
 //! of it too.
 //!
-//! The leaf is a child of the cgroup that we are in, and locked (flock(2)) as long as front or guard
-//! lives: one that is not locked was left behind by a lease-exec that was killed.
+//! The leaf is a child of the cgroup that we are in. It is locked (flock(2)) as long as front or guard
+//! lives, and marked once it is locked: one that bears the mark and is not locked was left behind by a
+//! lease-exec that was killed. Others' cgroups may have any name, ours included, but not the mark.
 //!
 //! Must not: allocate, but for [`Leaf::make`].
 
@@ -26,7 +27,7 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, openat},
     sys::{
-        stat::{Mode, mkdirat},
+        stat::{Mode, fstat, mkdirat},
         statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
         uio::pread,
     },
@@ -56,13 +57,12 @@ impl Leaf {
     pub(super) fn make(kin: u64, emptied: &mut Vec<String>) -> Result<Self> {
         let parent = open_own()?;
         // Before the command starts it is tried again, and then it counts.
-        let _ = end_abandoned(&parent, b"", PATIENCE, emptied);
+        let _ = end_abandoned(&parent, None, PATIENCE, emptied);
         let stat = fs::read("/proc/self/stat").context("can't read /proc/self/stat")?;
         let process = Process::parse(&stat).context("can't understand /proc/self/stat")?;
         let name = format!("{PREFIX}{}-{}-{kin:016x}", process.pid, process.start_time);
         let name = CString::new(name).context("can't name a cgroup")?;
-        mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))
-            .context("can't make a cgroup")?;
+        mkdirat(&parent, name.as_c_str(), MODE).context("can't make a cgroup")?;
         match open_files(&parent, &name) {
             Ok([directory, kill, events]) => Ok(Self {
                 parent,
@@ -94,10 +94,7 @@ impl Leaf {
         limit: Duration,
         emptied: &mut Vec<String>,
     ) -> Result<()> {
-        let name = self.name.to_bytes();
-        let dash = name.iter().rposition(|byte| *byte == b'-');
-        let kin = name.get(dash.unwrap_or(0)..).unwrap_or_default();
-        end_abandoned(&self.parent, kin, limit, emptied)
+        end_abandoned(&self.parent, kin_in(&self.name), limit, emptied)
     }
 
     /// Its name, for people.
@@ -133,16 +130,37 @@ const WRITE: OFlag = OFlag::O_WRONLY.union(OFlag::O_CLOEXEC);
 /// The leaves' names begin so; a pid, its start time and the kin follow.
 const PREFIX: &str = "lease-exec-";
 
+/// Whoever may read the directory can lock it, and a leaf that is locked seems to have an owner.
+const MODE: Mode = Mode::S_IRWXU;
+
+/// The mark, an extended attribute. Cgroups of version 2 have those of users since Linux 5.7, see
+/// "Extended attributes" in xattr(7), and so wherever there is a `cgroup.kill`.
+const MARK: &CStr = c"user.lease-exec";
+
+/// The kin in a name that has the form of a leaf's, and in no other.
+fn kin_in(name: &CStr) -> Option<&[u8]> {
+    let rest = name.to_bytes().strip_prefix(PREFIX.as_bytes())?;
+    let mut parts = rest.split(|byte| *byte == b'-');
+    let mut next = |is_right: fn(&u8) -> bool| {
+        let part = parts.next()?;
+        (!part.is_empty() && part.iter().all(is_right)).then_some(part)
+    };
+    let (_pid, _start_time) = (next(u8::is_ascii_digit)?, next(u8::is_ascii_digit)?);
+    let kin = next(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))?;
+    (kin.len() == 16 && parts.next().is_none()).then_some(kin)
+}
+
 fn open_directory<F: AsFd>(parent: &F, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = READ | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     openat(parent, name, flags, Mode::empty())
 }
 
-/// Locks a leaf, and opens all that is needed of it: the directory, `cgroup.kill`, which is there
-/// since Linux 5.14, and `cgroup.events`.
+/// Locks and marks a leaf, and opens all that is needed of it: the directory, `cgroup.kill`, which is
+/// there since Linux 5.14, and `cgroup.events`.
 fn open_files(parent: &OwnedFd, name: &CStr) -> Result<[OwnedFd; 3]> {
     let directory = File::from(open_directory(parent, name)?);
     directory.try_lock()?;
+    sys::write_attribute(directory.as_fd(), MARK, b"1")?;
     let kill = openat(&directory, c"cgroup.kill", WRITE, Mode::empty())?;
     let events = openat(&directory, c"cgroup.events", READ, Mode::empty())?;
     Ok([OwnedFd::from(directory), kill, events])
@@ -312,15 +330,15 @@ fn unescape(field: &[u8]) -> PathBuf {
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Kills whoever lives in a leaf whose front and guard are both dead, and removes it. They could do
-/// no more about it, and nobody else would. Those whose names end with `awaited` are waited for. The
-/// names of those in which somebody was are added to `emptied`.
+/// no more about it, and nobody else would. With `kin` only what was made for it counts as a failure,
+/// and is waited for. The names of those in which somebody was are added to `emptied`.
 ///
 /// # Errors
 ///
 /// If somebody still lives in one of those after `limit`.
 fn end_abandoned(
     parent: &OwnedFd,
-    awaited: &[u8],
+    kin: Option<&[u8]>,
     limit: Duration,
     emptied: &mut Vec<String>,
 ) -> Result<()> {
@@ -329,15 +347,14 @@ fn end_abandoned(
     let mut buffer = [0; 8192];
     let mut failure = Ok(());
     while let length @ 1.. = sys::read_directory(parent_again.as_fd(), &mut buffer)? {
-        let names = sys::entries(buffer.get(..length).unwrap_or_default())
-            .map(|(_, name)| name)
-            .filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes()));
-        for name in names {
-            let is_awaited = name.to_bytes().ends_with(awaited);
+        for (_, name) in sys::entries(buffer.get(..length).unwrap_or_default()) {
+            let Some(its_kin) = kin_in(name) else {
+                continue;
+            };
+            let is_awaited = kin.is_none_or(|kin| kin == its_kin);
             let left = limit.saturating_sub(since.elapsed());
-            let ended =
-                end_if_abandoned(parent, name, if is_awaited { left } else { Duration::ZERO });
-            match ended {
+            let left = if is_awaited { left } else { Duration::ZERO };
+            match end_if_abandoned(parent, name, left) {
                 Ok(true) => emptied.push(name.to_string_lossy().into_owned()),
                 Ok(false) => {}
                 Err(error) if is_awaited => failure = Err(error),
@@ -348,23 +365,36 @@ fn end_abandoned(
     failure
 }
 
-/// A leaf is locked before anybody is born in it, and as long as one of its owners lives. One that
-/// is not locked has no owner, or is just being made: then nobody is in it, and if it is removed that
-/// lease-exec does without.
+/// A leaf is locked before it is marked, it is marked before anybody is born in it, and locked as long
+/// as one of its owners lives. So one that bears the mark and is not locked has none. This is the
+/// kernel's word, which the pid in its name is not: that may mean somebody else by now, or in another
+/// PID namespace.
+///
+/// Without the mark it is a stranger's, or was just made by somebody who may have died of that. A
+/// stranger's stays, and what has our mode can be removed only while nobody is in it. If it is removed
+/// from under one who is just making it, that lease-exec does without.
 ///
 /// Tells whether somebody was in it.
 fn end_if_abandoned(parent: &OwnedFd, name: &CStr, limit: Duration) -> Result<bool> {
+    // Another user's may not even be looked into, unless we are root.
     let Ok(directory) = open_directory(parent, name).map(File::from) else {
         return Ok(false);
     };
     if directory.try_lock().is_err() {
         return Ok(false);
     }
+    if sys::read_attribute(directory.as_fd(), MARK, &mut [0; 8]).is_err() {
+        let stat = fstat(&directory).context("can't ask about a cgroup")?;
+        if stat.st_mode & 0o7777 == MODE.bits() {
+            let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
+        }
+        return Ok(false);
+    }
     let Ok(events) = openat(&directory, c"cgroup.events", READ, Mode::empty()) else {
         return Ok(false);
     };
     let was_populated = is_populated(events.as_fd());
-    // Before Linux 5.14 there is none, nor with another owner; who is in it may be ending.
+    // Where it can't be opened, who is in it may be ending all the same.
     if let Ok(kill) = openat(&directory, c"cgroup.kill", WRITE, Mode::empty()) {
         let _ = write(kill, b"1");
     }
@@ -393,6 +423,28 @@ mod tests {
 
     fn found(cgroups: &str, mounts: &[u8]) -> Option<String> {
         own_path(cgroups.as_bytes(), mounts).map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn only_a_name_of_our_form_has_a_kin() {
+        assert_eq!(
+            kin_in(c"lease-exec-12-345-0123456789abcdef"),
+            Some(&b"0123456789abcdef"[..])
+        );
+        for other in [
+            c"lease-exec-",
+            c"lease-exec-demo",
+            c"lease-exec-12-0123456789abcdef",
+            c"lease-exec--345-0123456789abcdef",
+            c"lease-exec-12-x-0123456789abcdef",
+            c"lease-exec-12-345-0123456789abcde",
+            c"lease-exec-12-345-0123456789ABCDEF",
+            c"lease-exec-12-345-0123456789abcdef0",
+            c"lease-exec-12-345-0123456789abcdef-1",
+            c"a-lease-exec-12-345-0123456789abcdef",
+        ] {
+            assert_eq!(kin_in(other), None, "{other:?}");
+        }
     }
 
     #[test]

@@ -253,6 +253,25 @@ pub(super) fn read_attribute(
     usize::try_from(length).map_err(|_| Errno::EIO)
 }
 
+/// Writes an extended attribute, whether it is there already or not.
+pub(super) fn write_attribute(
+    file: BorrowedFd<'_>,
+    name: &CStr,
+    value: &[u8],
+) -> Result<(), Errno> {
+    // SAFETY: the name is terminated and the value valid for its length.
+    Errno::result(unsafe {
+        libc::fsetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
 /// Closes the descriptors from `first` to `last`, both included, whoever owns them. Only for
 /// processes that own nothing outside what they keep: guard, init, and the command before exec.
 pub(super) fn close_range(first: RawFd, last: RawFd) {
