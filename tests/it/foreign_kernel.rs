@@ -23,7 +23,7 @@ struct Lack {
     says: &'static str,
 }
 
-const LACKS: [Lack; 6] = [
+const LACKS: [Lack; 7] = [
     Lack {
         calls: "clone3",
         says: "no cgroup (the kernel does not let it be born in one); its process group",
@@ -39,6 +39,10 @@ const LACKS: [Lack; 6] = [
     // These have a second way, which does as much.
     Lack {
         calls: "pidfd_open,pidfd_send_signal",
+        says: "; each descendant that /proc shows",
+    },
+    Lack {
+        calls: "pidfd_send_signal",
         says: "; each descendant that /proc shows",
     },
     Lack {
