@@ -258,12 +258,22 @@ impl Tree {
         {
             return;
         }
-        // No permission shows in the end as a survivor; a dead process is what we want.
-        let _ = match handle {
-            Ok(handle) => sys::pidfd_send_signal(handle.as_fd(), signal),
-            // No descriptor to be had, or a kernel before 5.3: the check must do.
-            Err(_) => sys::kill(process.pid, signal),
-        };
+        Self::send(handle, process.pid, signal);
+    }
+
+    /// Sends a signal to the process that the handle means, which was just seen to be the one that
+    /// has this pid. No permission shows in the end as a survivor.
+    fn send(handle: Result<OwnedFd, Errno>, pid: Pid, signal: i32) {
+        let sent = handle.and_then(|handle| sys::pidfd_send_signal(handle.as_fd(), signal));
+        match sent {
+            // A dead process is what we want.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            // No descriptor to be had, a kernel before 5.3, or a filter that refuses either call, by
+            // whatever error: the check must do.
+            Err(_) => {
+                let _ = sys::kill(pid, signal);
+            }
+        }
     }
 
     /// Whether a process descends from the root; `None` if one of its ancestors went away while we

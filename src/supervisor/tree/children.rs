@@ -95,10 +95,7 @@ impl Tree {
         if !sys::is_unreaped_child(pid) {
             return;
         }
-        let _ = match handle {
-            Ok(handle) => sys::pidfd_send_signal(handle.as_fd(), signal),
-            Err(_) => sys::kill(pid, signal),
-        };
+        Self::send(handle, pid, signal);
     }
 }
 
