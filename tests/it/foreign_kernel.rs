@@ -201,6 +201,34 @@ fn without_proc_who_has_left_the_group_keeps_the_lease() {
     assert_eq!(world.holder(), "somebody-else");
 }
 
+// === Clocks ===
+
+#[test]
+fn a_held_lease_is_not_old_to_a_time_namespace_in_the_place_of_another() {
+    let world = World::on_files();
+    let holder = world.lease_exec().args(["--lease-duration", "60s"]);
+    let holder = holder.command(["sleep", "7777"]).start();
+    holder.wait_until_it_says("started the command");
+    // Prints its time namespace, and then tries once, by a clock that is so much ahead.
+    let try_ahead = |seconds: &str| {
+        let script = "readlink /proc/self/ns/time && exec \"$@\"";
+        let clock = ["unshare", "--time", "--fork", "--boottime", seconds];
+        let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+        let invocation = invocation.args(["--no-wait"]).command(["echo", "started"]);
+        let finished = invocation
+            .under(clock.iter().chain(&["sh", "-c", script, "sh"]))
+            .start()
+            .wait();
+        finished.assert_code(75);
+        finished.stdout()
+    };
+    // The kernel gives the number of a namespace that is gone to the next.
+    let are_taken_for_one = (0..50).any(|_| try_ahead("0") == try_ahead("100000"));
+    assert!(are_taken_for_one, "no number was given twice");
+    holder.signal(Signal::SIGTERM);
+    holder.wait().assert_signal(Signal::SIGTERM);
+}
+
 /// The program of `without.c`, compiled once.
 fn without() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
