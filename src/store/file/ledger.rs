@@ -3,7 +3,7 @@
 //!
 //! Must not: touch a file but for the machine's own identity, judge a lease.
 
-use std::{fs, time::Duration};
+use std::{fs, io::ErrorKind, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
@@ -148,21 +148,17 @@ pub(super) struct Stamp {
 /// The clock by which ages count.
 #[derive(Clone, Debug)]
 pub(super) struct BootClock {
-    /// `None` if this machine does not say which boot it is in; ages are unknown then.
+    /// `None` if this machine does not say which boot it is in, or by how much its clock differs from
+    /// others of that boot; ages are unknown then.
     name: Option<String>,
 }
 
 impl BootClock {
-    /// Asks the kernel which boot this is, and which time namespace (time_namespaces(7)), for each
-    /// has its own CLOCK_BOOTTIME.
+    /// Asks the kernel which boot this is, and by how much this time namespace's CLOCK_BOOTTIME differs
+    /// from the machine's, see time_namespaces(7). The namespace's number says nothing: when it is
+    /// gone, the next one gets it.
     pub(super) fn of_this_boot() -> Self {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
-        let boot = boot.filter(|boot| !boot.trim().is_empty());
-        // Kernels before 5.6 have no time namespaces and so no such link.
-        let namespace = fs::read_link("/proc/self/ns/time").unwrap_or_default();
-        Self {
-            name: boot.map(|boot| format!("{} {}", boot.trim(), namespace.display())),
-        }
+        Self { name: clock_name() }
     }
 
     /// The moment, if it will mean anything to a later reader.
@@ -181,6 +177,35 @@ impl BootClock {
             name: Some(name.to_owned()),
         }
     }
+}
+
+fn clock_name() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot = Some(boot.trim()).filter(|boot| !boot.is_empty())?;
+    let offset = match fs::read_link("/proc/self/ns/time") {
+        Ok(own) => {
+            // The offsets are those of the namespace that our children are born in.
+            let of_children = fs::read_link("/proc/self/ns/time_for_children").ok()?;
+            let offsets = fs::read_to_string("/proc/self/timens_offsets").ok()?;
+            (own == of_children).then(|| boottime_offset(&offsets))??
+        }
+        // Kernels before 5.6, and those built without, have no time namespaces.
+        Err(err) if err.kind() == ErrorKind::NotFound => "0 0".to_owned(),
+        Err(_) => return None,
+    };
+    Some(format!("{boot} boottime {offset}"))
+}
+
+/// The seconds and nanoseconds in the line of CLOCK_BOOTTIME.
+fn boottime_offset(offsets: &str) -> Option<String> {
+    let words = offsets.lines().map(|line| line.split_whitespace());
+    let mut found = words.filter_map(|mut words| {
+        (words.next()? == "boottime").then_some(())?;
+        let (seconds, nanos): (i64, i64) =
+            (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(format!("{seconds} {nanos}"))
+    });
+    found.next()
 }
 
 /// How many clocks a ledger remembers at once; one that was forgotten notices anew.
@@ -247,6 +272,15 @@ mod tests {
             stamps.age(Some(&stamp("first", 130))),
             Some(Duration::from_secs(30))
         );
+    }
+
+    #[test]
+    fn the_clocks_name_holds_its_offset() {
+        let offsets = "monotonic           0         0\nboottime      -12345        67\n";
+        assert_eq!(boottime_offset(offsets).as_deref(), Some("-12345 67"));
+        for unreadable in ["", "monotonic 0 0\n", "boottime 0\n", "boottime a 0\n"] {
+            assert_eq!(boottime_offset(unreadable), None, "{unreadable:?}");
+        }
     }
 
     #[test]
