@@ -124,6 +124,30 @@ fn a_killed_front_or_guard_takes_the_tree_along_whatever_the_kernel_lacks() {
 }
 
 #[test]
+fn where_the_kernel_does_not_say_who_is_left_the_lease_is_kept() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let invocation = world.lease_exec().args(["--lease-duration", "6s"]);
+    let command = mark.script("setsid sleep 7777 & exec sleep 7777");
+    let running = Level::Tree
+        .apply(invocation.command(command))
+        .under([without(), Path::new("wait4")])
+        .start();
+    running.wait_until_it_says("started the command");
+    mark.wait_for(2);
+    let holder = world.holder();
+    assert_ne!(holder, "", "released beside a live tree");
+    for _ in 0..2 {
+        world.wait_for_renewal();
+    }
+    assert_eq!(mark.alive().len(), 2);
+    assert_eq!(world.holder(), holder);
+    world.steal("somebody-else");
+    running.wait().assert_code(80);
+    assert_eq!(mark.alive(), [0; 0]);
+}
+
+#[test]
 fn a_guard_that_closes_its_descriptors_one_by_one_keeps_no_pipe_open() {
     let world = World::on_files();
     let script = format!(

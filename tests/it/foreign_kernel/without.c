@@ -30,6 +30,7 @@ static const struct {
     {"pidfd_open", SYS_pidfd_open},
     {"pidfd_send_signal", SYS_pidfd_send_signal},
     {"timer_create", SYS_timer_create},
+    {"wait4", SYS_wait4},
 };
 
 int main(int argc, char **argv)
