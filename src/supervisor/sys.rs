@@ -347,7 +347,8 @@ pub(crate) fn exit_now(code: i32) -> ! {
 /// What wait had to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waited {
-    /// There are children, but nothing new of them.
+    /// There is nothing new of any child; or the kernel did not say, as where a filter refuses the
+    /// call, so that nothing is proven.
     Nothing,
     /// There is no such child (ECHILD).
     NoChild,
@@ -365,8 +366,11 @@ pub(super) fn wait(pid: Pid) -> Waited {
         let found = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
         match found {
             0 => return Waited::Nothing,
-            -1 if Errno::last() == Errno::EINTR => {}
-            -1 => return Waited::NoChild,
+            -1 => match Errno::last() {
+                Errno::EINTR => {}
+                Errno::ECHILD => return Waited::NoChild,
+                _ => return Waited::Nothing,
+            },
             pid if libc::WIFSTOPPED(status) => return Waited::Stopped(pid, libc::WSTOPSIG(status)),
             pid if libc::WIFSIGNALED(status) => {
                 return Waited::Ended(pid, Status::Signalled(libc::WTERMSIG(status)));
