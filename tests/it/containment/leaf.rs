@@ -296,6 +296,31 @@ fn a_user_who_may_only_look_can_not_lock_what_a_killed_lease_exec_has_left() {
     );
 }
 
+#[test]
+fn a_store_that_is_mounted_elsewhere_too_is_the_same() {
+    let world = World::on_files();
+    let elsewhere = tempfile::tempdir().expect("it can be made");
+    let kin_in = |store: &Path, around: &[&str]| {
+        let invocation = world.invocation().args(["--lease", "demo", "--store"]);
+        let invocation = invocation.args([format!("file:{}", store.display())]);
+        let invocation = invocation.command(["cat", "/proc/self/cgroup"]);
+        let stdout = invocation.under(around).start().wait().stdout();
+        let leaf = stdout.lines().find_map(|line| line.strip_prefix("0::"));
+        let kin = leaf.and_then(|leaf| leaf.rsplit('-').next());
+        kin.unwrap_or_default().to_owned()
+    };
+    let (from, to) = (world.store(), elsewhere.path());
+    let script = format!(
+        "mount --bind {} {} && exec \"$@\"",
+        from.display(),
+        to.display()
+    );
+    let mounted = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let kin = kin_in(&from, &["env"]);
+    assert_eq!(kin.len(), 16, "{kin}");
+    assert_eq!(kin_in(to, &mounted), kin);
+}
+
 /// lease-exec in this cgroup, with a lease of its own.
 fn beside_others(world: &World, outer: &TestCgroup, lease: &str, argv: &[&str]) -> Running {
     let invocation = world
