@@ -5,9 +5,10 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
     io::{ErrorKind, Write},
+    os::unix::fs::MetadataExt,
     process::ExitCode,
     thread,
     time::Duration,
@@ -156,11 +157,15 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     })
 }
 
-/// Those who contend for the same lease. What is not known to be another store counts as the same.
+/// Those who contend for the same lease. A directory is known by what it is, because a mount shows it
+/// under another path too. Kubernetes clusters count as the same: one has many addresses.
 fn kin(place: &Place, lease: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     if let Place::File(directory) = place {
-        directory.canonicalize().ok().hash(&mut hasher);
+        let found = fs::metadata(directory).ok();
+        found
+            .map(|found| (found.dev(), found.ino()))
+            .hash(&mut hasher);
     }
     lease.hash(&mut hasher);
     hasher.finish()
