@@ -326,8 +326,9 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 // === What others have left behind ===
 
-/// How long a start may be held up by the remains of others.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a start may be held up by the remains of others: for as long as a kill takes. Who lives on
+/// after it would hold up every start.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Kills whoever lives in a leaf whose front and guard are both dead, and removes it. They could do
 /// no more about it, and nobody else would. With `kin` only what was made for it counts as a failure,
