@@ -32,7 +32,7 @@ readonly history=$scratch/history
 # So many elections without a violation mean that the simulation notices nothing.
 readonly elections=50000
 
-# How long one run of tests may take: a mutant may well wait for ever.
+# How long one run of tests may take: a mutant may well wait for ever. Building has no limit: it ends.
 readonly seconds=300
 
 readonly cargo_mutants_version=27.1.0
@@ -135,7 +135,7 @@ catch_by() {
 simulate() {
     local options=()
     read -ra options <<<"$1"
-    if ! cargo_in_copy "$scratch/target" build --package lease-exec-simulation; then
+    if ! cargo_in_copy "$scratch/target" 0 build --package lease-exec-simulation; then
         found=('does not build')
         return
     fi
@@ -166,16 +166,17 @@ keep_history() {
 # Runs the tests of a package in the copy, those of its library that the last arguments select.
 test_in_copy() {
     local catcher=$1 package=(--package "$3" --lib)
-    if ! cargo_in_copy "$2" test "${package[@]}" --no-run; then
+    if ! cargo_in_copy "$2" 0 test "${package[@]}" --no-run; then
         found=('does not build')
-    elif ! cargo_in_copy "$2" test "${package[@]}" -- "${@:4}"; then
+    elif ! cargo_in_copy "$2" "$seconds" test "${package[@]}" -- "${@:4}"; then
         found+=("$catcher")
     fi
 }
 
+# The directory to build in, the number of seconds that it may take (0: any), and what cargo is to do.
 cargo_in_copy() {
-    CARGO_TARGET_DIR=$1 timeout --foreground "$seconds" \
-        cargo "$2" --manifest-path "$tree/Cargo.toml" --locked "${@:3}" >"$log" 2>&1
+    CARGO_TARGET_DIR=$1 timeout --foreground "$2" \
+        cargo "$3" --manifest-path "$tree/Cargo.toml" --locked "${@:4}" >"$log" 2>&1
 }
 
 # Fails if a mutant survives. Without optimisation a mutant takes a second to build.
@@ -252,7 +253,7 @@ check_heads_of_supervisor() {
 # for a mutant that alone is built again. Sets `program_tests`.
 build_tests() {
     copy
-    if ! cargo_in_copy "$scratch/target" test --package lease-exec --test it --no-run; then
+    if ! cargo_in_copy "$scratch/target" 0 test --package lease-exec --test it --no-run; then
         show_log || fail 'the tests do not build'
     fi
     program_tests=$(sed -n 's/^ *Executable tests.*(\(.*\))$/\1/p' "$log")
@@ -316,14 +317,14 @@ run_tests() {
     local said=$scratch/said
     : >"$said"
     if ((${#of_program[@]} > 0)); then
-        cargo_in_copy "$scratch/target" build --package lease-exec --bin lease-exec || return
+        cargo_in_copy "$scratch/target" 0 build --package lease-exec --bin lease-exec || return
         # Where this script was started in the background, the shell has it ignore these.
         timeout --foreground "$((seconds * 3))" env --default-signal=INT,QUIT,HUP \
             "$program_tests" --exact "${of_program[@]}" >>"$said" 2>&1 || true
     fi
     if ((${#of_library[@]} > 0)); then
-        cargo_in_copy "$scratch/target" test --package lease-exec --lib --no-run || return
-        cargo_in_copy "$scratch/target" test --package lease-exec --lib -- \
+        cargo_in_copy "$scratch/target" 0 test --package lease-exec --lib --no-run || return
+        cargo_in_copy "$scratch/target" "$seconds" test --package lease-exec --lib -- \
             --exact "${of_library[@]}" || true
         cat "$log" >>"$said"
     fi
@@ -344,12 +345,13 @@ read_tests() {
 
 # === The copy ===
 
-# Copies all that the packages and their tests are made of, with the time of now: cargo then builds it
-# again.
+# Copies all that the packages and their tests are made of or read, with the time of now: cargo then
+# builds it again.
 copy() {
     rm -rf "$tree"
     mkdir "$tree"
-    cp --recursive --no-dereference Cargo.toml Cargo.lock README.md man src tests "$tree"
+    find . -mindepth 1 -maxdepth 1 ! -name target ! -name .git \
+        -exec cp --recursive --no-dereference --target-directory "$tree" {} +
 }
 
 mutate() {
