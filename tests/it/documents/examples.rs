@@ -128,6 +128,28 @@ impl DemoPlace {
     }
 }
 
+#[test]
+fn cargo_knows_which_program_the_demo_is_to_run() {
+    let metadata = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("cargo answers in JSON");
+    let packages = metadata["packages"].as_array().expect("there are some");
+    let package = packages
+        .iter()
+        .find(|package| package["name"] == env!("CARGO_PKG_NAME"));
+    // There is more than one program in the workspace.
+    assert_eq!(package.expect("it is ours")["default_run"], "lease-exec");
+}
+
 /// Like `cargo run`, becomes the program.
 const CARGO: &str = r#"#!/bin/sh
 [ "$1 $2" = "run --" ] || exit 99
