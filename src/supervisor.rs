@@ -72,7 +72,7 @@ pub use report::{NotStarted, Report, Status};
 pub use timer::Deadline;
 pub use tree::Survivor;
 
-use cgroup::Leaf;
+use cgroup::{Leaf, Place};
 use command::Exec;
 use guard::Guard;
 use message::Order;
@@ -96,6 +96,8 @@ pub struct Supervisor {
     kill_budget: Duration,
     /// Held, so that its other end is the guard's to lose.
     _tether: Option<Tether>,
+    /// Our own cgroup, in which others may have left somebody.
+    place: Option<Place>,
     /// The command's own cgroup, or why it has none.
     leaf: Result<Leaf, String>,
     /// The children that this process was started with, which are not the command's.
@@ -150,7 +152,14 @@ impl Supervisor {
         let bystanders = bystanders();
         // Without either the other means must do.
         let mut emptied = Vec::new();
-        let leaf = Leaf::make(options.kin, &mut emptied).map_err(|error| format!("{error:#}"));
+        let place = Place::open(options.kin);
+        let leaf = match &place {
+            Ok(place) => {
+                place.tidy(&mut emptied);
+                Leaf::make(place).map_err(|error| format!("{error:#}"))
+            }
+            Err(error) => Err(format!("{error:#}")),
+        };
         let (tether, guards_tether) = Tether::pair().ok().unzip();
         let (front, guards) = socketpair(
             AddressFamily::Unix,
@@ -188,6 +197,7 @@ impl Supervisor {
             command,
             kill_budget: options.kill_budget,
             _tether: tether,
+            place: place.ok(),
             leaf,
             bystanders,
             deadline: None,
@@ -250,12 +260,12 @@ impl Supervisor {
     pub fn start(&mut self, deadline: Deadline, environment: &[(&str, String)]) -> Result<()> {
         let mut message = Order::Start(deadline).encode().to_vec();
         message.extend(command::environment(environment)?);
-        if let Ok(leaf) = &self.leaf {
+        if let Some(place) = &self.place {
             // The holder before us may have been killed while we waited. No renewal is sent
             // meanwhile, and there is time for them after it.
-            let limit = deadline.left(Instant::now()) / 4;
+            let limit = LIMIT_FOR_REMAINS.min(deadline.left(Instant::now()) / 4);
             let mut emptied = Vec::new();
-            let ended = leaf.end_abandoned_beside(limit, &mut emptied);
+            let ended = place.end_our_kin(limit, &mut emptied);
             self.reports
                 .extend(emptied.into_iter().map(Report::Emptied));
             ended?;
@@ -425,6 +435,9 @@ impl Drop for Supervisor {
         }
     }
 }
+
+/// How long a start waits for the death of those whom a killed holder has left in our cgroup.
+const LIMIT_FOR_REMAINS: Duration = Duration::from_millis(500);
 
 /// The children that this process was started with.
 fn bystanders() -> Vec<Process> {

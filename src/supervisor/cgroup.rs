@@ -9,32 +9,68 @@
 //! lives, and marked once it is locked: one that bears the mark and is not locked was left behind by a
 //! lease-exec that was killed. Others' cgroups may have any name, ours included, but not the mark.
 //!
-//! Must not: allocate, but for [`Leaf::make`].
+//! Must not: allocate, but where leaves and what others have left are made and looked for.
 
 use std::{
-    ffi::{CStr, CString, OsStr},
-    fs::{self, File},
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::ffi::{OsStrExt, OsStringExt},
-    },
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
+    ffi::{CStr, CString},
+    fs::File,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, openat},
     sys::{
-        stat::{Mode, fstat, mkdirat},
-        statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
+        stat::{Mode, mkdirat},
         uio::pread,
     },
     unistd::{UnlinkatFlags, unlinkat, write},
 };
+use uuid::Uuid;
 
-use super::{sys, tree::Process};
+use super::sys;
+
+mod place;
+mod remains;
+
+/// The cgroup (v2) that this process is in, where leaves of all kin are made.
+pub(super) struct Place {
+    directory: OwnedFd,
+    kin: String,
+}
+
+impl Place {
+    /// Finds it. The leaves made in it are for commands that must not run beside others of this kin.
+    ///
+    /// # Errors
+    ///
+    /// If there is none that we may use, which is no failure: where cgroups are of version 1, or belong
+    /// to somebody else.
+    pub(super) fn open(kin: u64) -> Result<Self> {
+        Ok(Self {
+            directory: place::open_own()?,
+            kin: format!("{kin:016x}"),
+        })
+    }
+
+    /// Ends and removes what killed lease-execs of any kin have left, as far as that is done at once.
+    /// The names of those leaves in which somebody lived are added to `emptied`.
+    pub(super) fn tidy(&self, emptied: &mut Vec<String>) {
+        // Before the command starts it is tried again, and then it counts.
+        let _ = remains::end_all(&self.directory, None, remains::PATIENCE, emptied);
+    }
+
+    /// Ends and removes what killed lease-execs have left, and waits for what is of our kin.
+    ///
+    /// # Errors
+    ///
+    /// If somebody of our kin is left after `limit`.
+    pub(super) fn end_our_kin(&self, limit: Duration, emptied: &mut Vec<String>) -> Result<()> {
+        remains::end_all(&self.directory, Some(self.kin.as_bytes()), limit, emptied)
+    }
+}
 
 /// A cgroup of the command's own.
 pub(super) struct Leaf {
@@ -47,20 +83,31 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// Makes one, and ends and removes those that killed lease-execs have left beside it. The
-    /// names of those in which somebody lived are added to `emptied`.
+    /// Makes one.
     ///
     /// # Errors
     ///
-    /// If none can be made, which is no failure: where cgroups are of version 1, or belong to
-    /// somebody else.
-    pub(super) fn make(kin: u64, emptied: &mut Vec<String>) -> Result<Self> {
-        let parent = open_own()?;
-        // Before the command starts it is tried again, and then it counts.
-        let _ = end_abandoned(&parent, None, PATIENCE, emptied);
-        let stat = fs::read("/proc/self/stat").context("can't read /proc/self/stat")?;
-        let process = Process::parse(&stat).context("can't understand /proc/self/stat")?;
-        let name = format!("{PREFIX}{}-{}-{kin:016x}", process.pid, process.start_time);
+    /// If none can be made, which is no failure: where we may not, where there are too many, or where
+    /// the kernel is older than 5.14.
+    pub(super) fn make(place: &Place) -> Result<Self> {
+        let mut attempt = Self::try_to_make(place);
+        for _ in 1..ATTEMPTS {
+            if let Ok(leaf) = attempt {
+                return Ok(leaf);
+            }
+            attempt = Self::try_to_make(place);
+        }
+        attempt
+    }
+
+    fn try_to_make(place: &Place) -> Result<Self> {
+        let parent = place
+            .directory
+            .try_clone()
+            .context("can't make a descriptor")?;
+        // Who shares this cgroup may be in another PID namespace, and have the same pid.
+        let (random, ..) = Uuid::new_v4().as_fields();
+        let name = format!("{PREFIX}{}-{random:08x}-{}", std::process::id(), place.kin);
         let name = CString::new(name).context("can't name a cgroup")?;
         mkdirat(&parent, name.as_c_str(), MODE).context("can't make a cgroup")?;
         match open_files(&parent, &name) {
@@ -81,20 +128,6 @@ impl Leaf {
     /// The directory, to be born into.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
-    }
-
-    /// Ends and removes what lease-execs that have been killed since left beside it.
-    ///
-    /// # Errors
-    ///
-    /// If somebody is left after `limit` in one that was made for the same kin. Others are not waited
-    /// for.
-    pub(super) fn end_abandoned_beside(
-        &self,
-        limit: Duration,
-        emptied: &mut Vec<String>,
-    ) -> Result<()> {
-        end_abandoned(&self.parent, kin_in(&self.name), limit, emptied)
     }
 
     /// Its name, for people.
@@ -127,8 +160,11 @@ impl Leaf {
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC);
 const WRITE: OFlag = OFlag::O_WRONLY.union(OFlag::O_CLOEXEC);
 
-/// The leaves' names begin so; a pid, its start time and the kin follow.
+/// The leaves' names begin so; a pid, a random part and the kin follow.
 const PREFIX: &str = "lease-exec-";
+
+/// Somebody who looks for remains may take away one that is not marked yet.
+const ATTEMPTS: usize = 8;
 
 /// Whoever may read the directory can lock it, and a leaf that is locked seems to have an owner.
 const MODE: Mode = Mode::S_IRWXU;
@@ -141,13 +177,15 @@ const MARK: &CStr = c"user.lease-exec";
 fn kin_in(name: &CStr) -> Option<&[u8]> {
     let rest = name.to_bytes().strip_prefix(PREFIX.as_bytes())?;
     let mut parts = rest.split(|byte| *byte == b'-');
-    let mut next = |is_right: fn(&u8) -> bool| {
+    let pid = parts.next()?;
+    let mut next = |length| {
+        let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let part = parts.next()?;
-        (!part.is_empty() && part.iter().all(is_right)).then_some(part)
+        (part.len() == length && part.iter().all(is_hex)).then_some(part)
     };
-    let (_pid, _start_time) = (next(u8::is_ascii_digit)?, next(u8::is_ascii_digit)?);
-    let kin = next(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))?;
-    (kin.len() == 16 && parts.next().is_none()).then_some(kin)
+    let (_random, kin) = (next(8)?, next(16)?);
+    let is_pid = !pid.is_empty() && pid.iter().all(u8::is_ascii_digit);
+    (is_pid && parts.next().is_none()).then_some(kin)
 }
 
 fn open_directory<F: AsFd>(parent: &F, name: &CStr) -> Result<OwnedFd, Errno> {
@@ -238,211 +276,29 @@ fn find_child(directory: &OwnedFd, found: &mut [u8; 256]) -> bool {
     false
 }
 
-// === Finding the place ===
-
-/// Opens the directory of the cgroup that this process is in.
-fn open_own() -> Result<OwnedFd> {
-    let cgroups = fs::read("/proc/self/cgroup").context("can't read /proc/self/cgroup")?;
-    let mounts = fs::read("/proc/self/mountinfo").context("can't read /proc/self/mountinfo")?;
-    let path = own_path(&cgroups, &mounts)
-        .context("no cgroup file system of version 2 shows this process's cgroup")?;
-    let directory = nix::fcntl::open(&path, READ | OFlag::O_DIRECTORY, Mode::empty())
-        .with_context(|| format!("can't open {}", path.display()))?;
-    // Something else may be mounted over it.
-    let found =
-        fstatfs(&directory).with_context(|| format!("can't ask about {}", path.display()))?;
-    ensure!(
-        found.filesystem_type() == CGROUP2_SUPER_MAGIC,
-        "{} is no cgroup of version 2",
-        path.display()
-    );
-    // Where systemd runs, it alone writes to cgroups that it has not delegated, see its
-    // CGROUP_DELEGATION.
-    if Path::new("/run/systemd/system").exists() {
-        ensure!(
-            is_delegated(&directory),
-            "systemd has not delegated {} (Delegate=yes)",
-            path.display()
-        );
-    }
-    Ok(directory)
-}
-
-fn is_delegated(directory: &OwnedFd) -> bool {
-    [c"user.delegate", c"trusted.delegate"].iter().any(|name| {
-        let mut value = [0; 8];
-        let length = sys::read_attribute(directory.as_fd(), name, &mut value);
-        length == Ok(1) && value[0] == b'1'
-    })
-}
-
-/// Where this process's cgroup (v2) is mounted, from its `cgroup` and `mountinfo` in `/proc/self`,
-/// see cgroups(7) and proc_pid_mountinfo(5).
-fn own_path(cgroups: &[u8], mounts: &[u8]) -> Option<PathBuf> {
-    let own = lines(cgroups).find_map(|line| line.strip_prefix(b"0::"))?;
-    let own = Path::new(OsStr::from_bytes(own));
-    let mounted = lines(mounts).filter_map(|line| {
-        let dash = line.windows(3).position(|three| three == b" - ")?;
-        let kind = line.get(dash + 3..)?.split(|byte| *byte == b' ').next()?;
-        let mut fields = line.split(|byte| *byte == b' ').skip(3);
-        let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
-        (kind == b"cgroup2").then_some(())?;
-        // Both are seen from our own cgroup namespace.
-        let below = own.strip_prefix(root).ok()?;
-        Some(point.join(below))
-    });
-    // The last one mounted is the one that is seen.
-    mounted
-        .last()
-        .filter(|path| !path.components().any(|part| part.as_os_str() == ".."))
-}
-
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|byte| *byte == b'\n')
-}
-
-/// In mountinfo blanks and backslashes are written as a backslash and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after
-            .get(..3)
-            .and_then(|digits| str::from_utf8(digits).ok());
-        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match escaped {
-            Some(byte) if *first == b'\\' => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
-}
-
-// === What others have left behind ===
-
-/// How long a start may be held up by the remains of others: for as long as a kill takes. Who lives on
-/// after it would hold up every start.
-const PATIENCE: Duration = Duration::from_millis(20);
-
-/// Kills whoever lives in a leaf whose front and guard are both dead, and removes it. They could do
-/// no more about it, and nobody else would. With `kin` only what was made for it counts as a failure,
-/// and is waited for. The names of those in which somebody was are added to `emptied`.
-///
-/// # Errors
-///
-/// If somebody still lives in one of those after `limit`.
-fn end_abandoned(
-    parent: &OwnedFd,
-    kin: Option<&[u8]>,
-    limit: Duration,
-    emptied: &mut Vec<String>,
-) -> Result<()> {
-    let since = Instant::now();
-    let parent_again = open_directory(parent, c".").context("can't read our own cgroup")?;
-    let mut buffer = [0; 8192];
-    let mut failure = Ok(());
-    while let length @ 1.. = sys::read_directory(parent_again.as_fd(), &mut buffer)? {
-        for (_, name) in sys::entries(buffer.get(..length).unwrap_or_default()) {
-            let Some(its_kin) = kin_in(name) else {
-                continue;
-            };
-            let is_awaited = kin.is_none_or(|kin| kin == its_kin);
-            let left = limit.saturating_sub(since.elapsed());
-            let left = if is_awaited { left } else { Duration::ZERO };
-            match end_if_abandoned(parent, name, left) {
-                Ok(true) => emptied.push(name.to_string_lossy().into_owned()),
-                Ok(false) => {}
-                Err(error) if is_awaited => failure = Err(error),
-                Err(_) => {}
-            }
-        }
-    }
-    failure
-}
-
-/// A leaf is locked before it is marked, it is marked before anybody is born in it, and locked as long
-/// as one of its owners lives. So one that bears the mark and is not locked has none. This is the
-/// kernel's word, which the pid in its name is not: that may mean somebody else by now, or in another
-/// PID namespace.
-///
-/// Without the mark it is a stranger's, or was just made by somebody who may have died of that. A
-/// stranger's stays, and what has our mode can be removed only while nobody is in it. If it is removed
-/// from under one who is just making it, that lease-exec does without.
-///
-/// Tells whether somebody was in it.
-fn end_if_abandoned(parent: &OwnedFd, name: &CStr, limit: Duration) -> Result<bool> {
-    // Another user's may not even be looked into, unless we are root.
-    let Ok(directory) = open_directory(parent, name).map(File::from) else {
-        return Ok(false);
-    };
-    if directory.try_lock().is_err() {
-        return Ok(false);
-    }
-    if sys::read_attribute(directory.as_fd(), MARK, &mut [0; 8]).is_err() {
-        let stat = fstat(&directory).context("can't ask about a cgroup")?;
-        if stat.st_mode & 0o7777 == MODE.bits() {
-            let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
-        }
-        return Ok(false);
-    }
-    let Ok(events) = openat(&directory, c"cgroup.events", READ, Mode::empty()) else {
-        return Ok(false);
-    };
-    let was_populated = is_populated(events.as_fd());
-    // Where it can't be opened, who is in it may be ending all the same.
-    if let Ok(kill) = openat(&directory, c"cgroup.kill", WRITE, Mode::empty()) {
-        let _ = write(kill, b"1");
-    }
-    let since = Instant::now();
-    while is_populated(events.as_fd()) {
-        ensure!(
-            since.elapsed() < limit,
-            "in the cgroup {}, which a killed lease-exec has left, somebody lives on after SIGKILL",
-            name.to_string_lossy()
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    remove(parent.as_fd(), name);
-    Ok(was_populated)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HYBRID: &[u8] = b"\
-31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
-35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
-41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
-";
-
-    fn found(cgroups: &str, mounts: &[u8]) -> Option<String> {
-        own_path(cgroups.as_bytes(), mounts).map(|path| path.display().to_string())
-    }
-
     #[test]
     fn only_a_name_of_our_form_has_a_kin() {
         assert_eq!(
-            kin_in(c"lease-exec-12-345-0123456789abcdef"),
+            kin_in(c"lease-exec-12-01234567-0123456789abcdef"),
             Some(&b"0123456789abcdef"[..])
         );
         for other in [
             c"lease-exec-",
             c"lease-exec-demo",
             c"lease-exec-12-0123456789abcdef",
-            c"lease-exec--345-0123456789abcdef",
-            c"lease-exec-12-x-0123456789abcdef",
-            c"lease-exec-12-345-0123456789abcde",
-            c"lease-exec-12-345-0123456789ABCDEF",
-            c"lease-exec-12-345-0123456789abcdef0",
-            c"lease-exec-12-345-0123456789abcdef-1",
-            c"a-lease-exec-12-345-0123456789abcdef",
+            c"lease-exec--01234567-0123456789abcdef",
+            c"lease-exec-x-01234567-0123456789abcdef",
+            c"lease-exec-12-0123456x-0123456789abcdef",
+            c"lease-exec-12-0123456-0123456789abcdef",
+            c"lease-exec-12-01234567-0123456789abcde",
+            c"lease-exec-12-01234567-0123456789ABCDEF",
+            c"lease-exec-12-01234567-0123456789abcdef0",
+            c"lease-exec-12-01234567-0123456789abcdef-1",
+            c"a-lease-exec-12-01234567-0123456789abcdef",
         ] {
             assert_eq!(kin_in(other), None, "{other:?}");
         }
@@ -453,39 +309,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("it can be made");
         for number in 0..200 {
             let name = format!("a-file-with-a-long-name-{number}");
-            fs::write(directory.path().join(name), "").expect("it can be written");
+            std::fs::write(directory.path().join(name), "").expect("it can be written");
         }
         let flags = READ | OFlag::O_DIRECTORY;
         let opened = nix::fcntl::open(directory.path(), flags, Mode::empty()).expect("it is there");
         let mut found = [0; 256];
         assert!(!find_child(&opened, &mut found));
-        fs::create_dir(directory.path().join("child")).expect("it can be made");
+        std::fs::create_dir(directory.path().join("child")).expect("it can be made");
         assert!(find_child(&opened, &mut found));
         assert!(found.starts_with(b"child\0"));
-    }
-
-    #[test]
-    fn the_own_cgroup_is_found_wherever_version_2_is_mounted() {
-        let cgroups = "4:memory:/other\n0::/a/b\n";
-        let path = found(cgroups, HYBRID);
-        assert_eq!(path.as_deref(), Some("/sys/fs/cgroup/unified/a/b"));
-        let root = found("0::/\n", HYBRID);
-        assert_eq!(root.as_deref(), Some("/sys/fs/cgroup/unified/"));
-    }
-
-    #[test]
-    fn a_mount_that_begins_further_down_is_understood() {
-        let mounts = b"9 1 0:38 /a /mnt/with\\040blank rw - cgroup2 none rw\n";
-        let path = found("0::/a/b\n", mounts);
-        assert_eq!(path.as_deref(), Some("/mnt/with blank/b"));
-        assert_eq!(found("0::/other\n", mounts), None);
-    }
-
-    #[test]
-    fn what_cannot_be_seen_is_not_found() {
-        assert_eq!(found("4:memory:/a\n", HYBRID), None, "only version 1");
-        assert_eq!(found("0::/../a\n", HYBRID), None, "outside our namespace");
-        assert_eq!(found("0::/a\n", b""), None, "not mounted");
-        assert_eq!(found("", b"nonsense\n - cgroup2\n"), None);
     }
 }

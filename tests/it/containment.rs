@@ -16,6 +16,7 @@ use crate::{
 
 mod hidden;
 mod leaf;
+mod remains;
 mod survivors;
 
 /// The lease duration where a test waits for the deadline.

@@ -283,6 +283,41 @@ pub(crate) fn assert_before_the_end(world: &World, lease_duration: Duration) {
     assert!(now < end, "{} ns too late", now - end);
 }
 
+/// What traces a process to meddle with one of its system calls; goes away when dropped.
+pub(crate) struct Tracer(Child);
+
+impl Tracer {
+    /// Does this, in the words of strace(1), when the process that runs makes the call.
+    pub(crate) fn attach(pid: i32, call: &str, injection: &str) -> Self {
+        let tracer = Command::new("strace")
+            .args([
+                "-qq",
+                "-p",
+                &pid.to_string(),
+                "-e",
+                &format!("trace={call}"),
+            ])
+            .args(["-e", &format!("inject={call}:{injection}")])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("strace runs");
+        let tracer = Self(tracer);
+        wait_until("it is traced", LIMIT, || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = format!("TracerPid:\t{}", tracer.0.id());
+            status.lines().any(|other| other == line).then_some(())
+        });
+        tracer
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 pub(crate) fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it can be signalled");
 }

@@ -322,7 +322,12 @@ fn a_store_that_is_mounted_elsewhere_too_is_the_same() {
 }
 
 /// lease-exec in this cgroup, with a lease of its own.
-fn beside_others(world: &World, outer: &TestCgroup, lease: &str, argv: &[&str]) -> Running {
+pub(super) fn beside_others(
+    world: &World,
+    outer: &TestCgroup,
+    lease: &str,
+    argv: &[&str],
+) -> Running {
     let invocation = world
         .invocation()
         .args(["--lease", lease, "--lease-duration", "60s", "--store"])
@@ -417,7 +422,7 @@ fn kill_at_any_instant(world: &World, outer: &TestCgroup) -> Vec<Mark> {
     marks
 }
 
-fn leaves(outer: &TestCgroup) -> Vec<String> {
+pub(super) fn leaves(outer: &TestCgroup) -> Vec<String> {
     let entries = fs::read_dir(outer.path()).expect("it can be read");
     entries
         .map(|entry| entry.expect("it can be read").file_name())
