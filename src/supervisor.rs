@@ -368,7 +368,7 @@ impl Supervisor {
 
     /// Front's timer is due an eighth of the kill budget after the guard's.
     fn push_watchdog(&mut self, now: Instant) {
-        self.push_watchdog_to(now, self.kill_budget / 8 * 3);
+        self.push_watchdog_to(now, self.kill_budget / 8 * 5);
     }
 
     /// Sets front's timer for so long after the deadline, if that is still ahead.

@@ -189,6 +189,7 @@ impl Watch {
             self.reap();
             self.advance(Instant::now());
             self.flush();
+            self.rest();
             if !(self.alone && self.phase == Phase::Over) {
                 self.sleep();
             }
@@ -208,11 +209,13 @@ impl Watch {
         }
     }
 
-    /// Moves the kernel's timer, which is due a quarter of the kill budget after the deadline.
+    /// Moves the kernel's timer, which is due half of the kill budget after the deadline. It must not
+    /// be in a hurry: a guard that is not stopped but only waits for its turn can kill more than
+    /// its death does.
     fn push_watchdog(&mut self, now: Instant) {
         if let (Some(watchdog), Some(deadline)) = (&mut self.watchdog, self.deadline) {
             let left = deadline.left(now);
-            watchdog.push(now.boot + left + self.guard.options.kill_budget / 4);
+            watchdog.push(now.boot + left + self.guard.options.kill_budget / 2);
         }
     }
 
@@ -255,6 +258,9 @@ impl Watch {
     // === The command ===
 
     fn start(&mut self, deadline: Deadline, variables: &[u8], now: Instant) {
+        // The timer comes first: after the word front waits as long as we live, and we may be stopped.
+        self.deadline = Some(deadline);
+        self.push_watchdog(now);
         // Front takes a guard that does not say this for stopped, and concludes that it has borne
         // nobody. If it can't be said, front is dead or will kill us.
         if self.say(Word::Starting).is_err() {
@@ -264,11 +270,9 @@ impl Watch {
         if let Some(signal) = self.cancelled_by {
             return self.tell_surely(Word::Cancelled(signal));
         }
-        self.deadline = Some(deadline);
         if self.has_passed(now) {
             return self.tell_surely(Word::TooLate);
         }
-        self.push_watchdog(now);
         self.guard.exec.add(variables);
         let Guard {
             exec,
@@ -286,10 +290,7 @@ impl Watch {
         };
         let born = match spawn::bear(birth, self.leaf.as_ref()) {
             Ok(born) => born,
-            Err(errno) => {
-                self.rest();
-                return self.tell_surely(Word::StartFailed(errno as i32));
-            }
+            Err(errno) => return self.tell_surely(Word::StartFailed(errno as i32)),
         };
         let Born {
             pid,
@@ -435,7 +436,7 @@ impl Watch {
         if self.lingering {
             return self.note_leftovers();
         }
-        self.rest();
+        self.phase = Phase::Over;
         if let Some(status) = self.awaited.take() {
             self.tell_surely(Word::Ended(status, Instant::now()));
         }
@@ -446,9 +447,16 @@ impl Watch {
         });
     }
 
+    /// Whether nothing of the command lives or will, and front knows: all that it waits for is said.
+    fn is_done(&self) -> bool {
+        self.phase == Phase::Over && (self.alone || self.unsent == [None; 2])
+    }
+
+    /// Not before: if we are stopped while front waits for a word, the kernel's timer must end it.
     fn rest(&mut self) {
-        self.phase = Phase::Over;
-        if let Some(watchdog) = &mut self.watchdog {
+        if self.is_done()
+            && let Some(watchdog) = &mut self.watchdog
+        {
             watchdog.disarm();
         }
     }

@@ -130,6 +130,9 @@ impl Watchdog {
 
     /// Never kills. Only for when nothing of the command lives.
     pub(super) fn disarm(&mut self) {
+        if self.armed.is_none() {
+            return;
+        }
         let never = Expiration::OneShot(TimeSpec::from_duration(Duration::ZERO));
         let _ = self.timer.set(never, TimerSetTimeFlags::empty());
         self.armed = None;

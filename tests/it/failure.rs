@@ -13,8 +13,8 @@ use nix::{
 use crate::{
     control_plane::ControlPlane,
     processes::{
-        Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, children,
-        guard_below, guard_of, name, signal, state,
+        Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, Tracer, assert_before_the_end,
+        children, guard_below, guard_of, name, signal, state,
     },
     wait::{LIMIT, wait_until},
     world::{Running, World, now},
@@ -114,6 +114,21 @@ fn a_stopped_guard_does_not_save_the_tree_from_the_end() {
 }
 
 #[test]
+fn a_guard_that_is_stopped_when_the_command_has_ended_keeps_nobody_from_the_lease() {
+    let world = World::on_files();
+    let go = world.path().join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.02; done; exit 7", go.display());
+    let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
+    let running = invocation.script(&script).start();
+    running.wait_until_it_says("started the command");
+    // No renewal moves its timer before the end.
+    let _tracer = Tracer::attach(guard_of(&running), "timer_settime", "signal=STOP:when=1");
+    fs::write(&go, "").expect("it can be written");
+    running.wait().assert_code(7);
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
 fn a_stopped_guard_does_not_save_the_tree_from_an_api_server_that_hangs() {
     let control_plane = ControlPlane::start();
     for level in LEVELS {
@@ -142,7 +157,7 @@ fn a_guard_that_is_continued_after_the_deadline_kills_though_it_was_extended_mea
         (now() > read).then_some(())
     });
     signal(grown.guard, Signal::SIGSTOP);
-    // SIGKILL is due, and the kernel's timer for the guard a third of a second later.
+    // SIGKILL is due, and the kernel's timer for the guard most of a second later.
     let due = renewed + Duration::from_millis(13_100).as_nanos();
     wait_until("its term has run out", LIMIT, || {
         (now() > due).then_some(())

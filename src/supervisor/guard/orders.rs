@@ -68,7 +68,7 @@ impl Watch {
             Order::Extend(new) => {
                 if let Some(deadline) = self.deadline {
                     self.deadline = Some(deadline.extended(new, now));
-                    if self.phase != Phase::Over {
+                    if !self.is_done() {
                         self.push_watchdog(now);
                     }
                 }

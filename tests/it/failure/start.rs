@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::SHORT;
 use crate::{
-    processes::{LEVELS, Level, Mark, TestCgroup, guard_of, signal, state},
+    processes::{LEVELS, Level, Mark, TestCgroup, Tracer, guard_of, signal, state},
     wait::{LIMIT, wait_until},
     world::{Running, World, is_alive, now},
 };
@@ -209,7 +209,7 @@ fn an_order_to_start_that_is_read_too_late_starts_nothing() {
     let mark = Mark::new();
     let (running, guard) = start_with_a_stopped_guard(&world, Level::Cgroup, &mark, "15s");
     stop(running.pid());
-    // SIGKILL is due, and the kernel's timer for front three quarters of a second later.
+    // SIGKILL is due, and the kernel's timer for front more than a second later.
     let due = world.renewed_at() + Duration::from_millis(13_100).as_nanos();
     wait_until("the term has run out", LIMIT, || {
         (now() > due).then_some(())
@@ -222,6 +222,22 @@ fn an_order_to_start_that_is_read_too_late_starts_nothing() {
         .wait()
         .assert_code(79)
         .assert_says("the term ran out before the command could start");
+    assert!(!ran(&world).exists(), "the command ran");
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn a_guard_that_is_stopped_when_it_has_answered_is_killed_and_the_lease_is_released() {
+    let world = World::on_files();
+    let mark = Mark::new();
+    let (standby, guard, holder) = start_standby(&world, Level::Cgroup, &mark, "6s");
+    // What it says first is that it starts the command.
+    let _tracer = Tracer::attach(guard, "sendto", "signal=STOP:when=1");
+    release(holder);
+    let finished = standby.wait();
+    finished
+        .assert_code(125)
+        .assert_says("was killed by SIGKILL");
     assert!(!ran(&world).exists(), "the command ran");
     assert_eq!(world.holder(), "");
 }
@@ -360,7 +376,7 @@ fn a_guard_that_was_stopped_while_it_bore_the_command_does_not_let_it_run() {
     let child = i32::try_from(child).expect("a pid");
     wait_for_event(child, &[libc::PTRACE_EVENT_STOP]);
     ptrace::detach(Pid::from_raw(child), None).expect("it is stopped");
-    // SIGKILL is due, and the kernel's timer for the guard a third of a second later.
+    // SIGKILL is due, and the kernel's timer for the guard most of a second later.
     let due = world.renewed_at() + Duration::from_millis(13_100).as_nanos();
     wait_until("the term has run out", LIMIT, || {
         (now() > due).then_some(())
