@@ -5,8 +5,8 @@
 use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
-    ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum,
-    builder::BoolishValueParser, error::ErrorKind, parser::ValueSource,
+    ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum, error::ErrorKind,
+    parser::ValueSource,
 };
 
 use crate::{
@@ -15,13 +15,17 @@ use crate::{
     supervisor::{Audience, Leftovers, Privileges},
 };
 
+mod fault;
 mod names;
 mod place;
+mod values;
 
 pub use names::{check_identity, check_name};
 
+use fault::{name_variable, one_sentence};
 use names::lease_name;
 use place::place;
+use values::{count, duration, exit_code, switch};
 
 /// Run a command only while holding a Kubernetes Lease
 ///
@@ -119,56 +123,56 @@ struct Args {
     impersonate: Option<String>,
 
     /// Give up acquiring after this long; 0s is --no-wait [default: wait for ever]
-    #[arg(short, long, env = "LEASE_EXEC_WAIT", value_name = "DURATION", value_parser = duration, help_heading = "Waiting")]
+    #[arg(short, long, env = "LEASE_EXEC_WAIT", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Waiting")]
     wait: Option<Duration>,
 
     /// Make one attempt to acquire
-    #[arg(long, env = "LEASE_EXEC_NO_WAIT", value_parser = BoolishValueParser::new(), help_heading = "Waiting")]
+    #[arg(long, env = "LEASE_EXEC_NO_WAIT", value_parser = switch, help_heading = "Waiting")]
     no_wait: bool,
 
     /// The exit code when somebody else holds the Lease
-    #[arg(short = 'E', long, env = "LEASE_EXEC_CONFLICT_EXIT_CODE", value_name = "N", default_value_t = CONFLICT, help_heading = "Waiting")]
+    #[arg(short = 'E', long, env = "LEASE_EXEC_CONFLICT_EXIT_CODE", value_name = "N", default_value_t = CONFLICT, value_parser = exit_code, allow_hyphen_values = true, help_heading = "Waiting")]
     conflict_exit_code: u8,
 
     /// After a forwarded TERM, INT, HUP or QUIT, SIGKILL the tree this much later; 0s is at once
     /// [default: never]
-    #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = duration, help_heading = "Ending")]
+    #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Ending")]
     kill_after: Option<Duration>,
 
     /// Forward signals to the command's whole process group; in the foreground of a terminal the rest
     /// of that group, such as the calling script, does not get them
-    #[arg(short, long, env = "LEASE_EXEC_GROUP", value_parser = BoolishValueParser::new(), help_heading = "Command")]
+    #[arg(short, long, env = "LEASE_EXEC_GROUP", value_parser = switch, help_heading = "Command")]
     group: bool,
 
     /// Wait for what the command leaves behind when it ends, such as daemons, instead of ending it
-    #[arg(long, env = "LEASE_EXEC_WAIT_DESCENDANTS", value_parser = BoolishValueParser::new(), help_heading = "Ending")]
+    #[arg(long, env = "LEASE_EXEC_WAIT_DESCENDANTS", value_parser = switch, help_heading = "Ending")]
     wait_descendants: bool,
 
     /// Let the command gain no privileges by executing a file (setuid, capabilities)
-    #[arg(long, env = "LEASE_EXEC_NO_NEW_PRIVS", value_parser = BoolishValueParser::new(), help_heading = "Command")]
+    #[arg(long, env = "LEASE_EXEC_NO_NEW_PRIVS", value_parser = switch, help_heading = "Command")]
     no_new_privs: bool,
 
     /// From SIGTERM to SIGKILL when the Lease can't be renewed; 0s is SIGKILL at the renew deadline
     /// [default: as long as is safe, about 3s of 15s]
-    #[arg(long, env = "LEASE_EXEC_LOST_GRACE", value_name = "DURATION", value_parser = duration, help_heading = "Ending")]
+    #[arg(long, env = "LEASE_EXEC_LOST_GRACE", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Ending")]
     lost_grace: Option<Duration>,
 
     /// How long others must see the Lease unchanged before they may take it; whole seconds
     /// [default: 15s]
-    #[arg(long, env = "LEASE_EXEC_LEASE_DURATION", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_LEASE_DURATION", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Timing")]
     lease_duration: Option<Duration>,
 
     /// When a holder that can't renew gives up and ends its command [default: 2/3 of the lease
     /// duration]
-    #[arg(long, env = "LEASE_EXEC_RENEW_DEADLINE", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_RENEW_DEADLINE", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Timing")]
     renew_deadline: Option<Duration>,
 
     /// From one renewal to the next [default: 2/15 of the lease duration]
-    #[arg(long, env = "LEASE_EXEC_RETRY_PERIOD", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_RETRY_PERIOD", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Timing")]
     retry_period: Option<Duration>,
 
     /// The limit of one request, authentication included [default: 2/15 of the lease duration]
-    #[arg(long, env = "LEASE_EXEC_REQUEST_TIMEOUT", value_name = "DURATION", value_parser = duration, help_heading = "Timing")]
+    #[arg(long, env = "LEASE_EXEC_REQUEST_TIMEOUT", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Timing")]
     request_timeout: Option<Duration>,
 
     /// By how much API servers' clocks may differ when they show that a Lease seen for the first
@@ -193,11 +197,11 @@ struct Args {
     log_format: LogFormat,
 
     /// Say more; twice: also what the HTTP client does
-    #[arg(short, long, env = "LEASE_EXEC_VERBOSE", action = ArgAction::Count, help_heading = "Messages")]
+    #[arg(short, long, env = "LEASE_EXEC_VERBOSE", action = ArgAction::Count, value_parser = count, help_heading = "Messages")]
     verbose: u8,
 
     /// Say only what went wrong
-    #[arg(short, long, env = "LEASE_EXEC_QUIET", value_parser = BoolishValueParser::new(), help_heading = "Messages")]
+    #[arg(short, long, env = "LEASE_EXEC_QUIET", value_parser = switch, help_heading = "Messages")]
     quiet: bool,
 
     /// The command and its arguments, verbatim; no shell
@@ -347,7 +351,7 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Request, UsageE
             return Ok(Request::Print(error.render().to_string()));
         }
         Err(error) if !error.use_stderr() => return Ok(Request::Print(error.render().to_string())),
-        Err(error) => return Err(UsageError(one_sentence(&error))),
+        Err(error) => return Err(UsageError(name_variable(&error, argv))),
     };
     let args =
         Args::from_arg_matches(&matches).map_err(|error| UsageError(one_sentence(&error)))?;
@@ -481,25 +485,8 @@ fn server_clock_skew(text: &str) -> Result<Option<Duration>, UsageError> {
     }
 }
 
-/// A duration, or what one looks like.
-fn duration(text: &str) -> Result<Duration, &'static str> {
-    humantime::parse_duration(text).map_err(|_| "it is not a duration, such as 5s or 1m30s")
-}
-
 fn on_command_line(matches: &ArgMatches, id: &str) -> bool {
     matches.value_source(id) == Some(ValueSource::CommandLine)
-}
-
-/// clap's message as one sentence, without its heading, usage and hints.
-fn one_sentence(error: &clap::Error) -> String {
-    let rendered = error.render().to_string();
-    let lines = rendered
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.is_empty());
-    let sentence = lines.collect::<Vec<_>>().join(" ");
-    let sentence = sentence.strip_prefix("error: ").unwrap_or(&sentence);
-    format!("{sentence} (see lease-exec --help)")
 }
 
 fn refuse<T>(message: impl Into<String>) -> Result<T, UsageError> {

@@ -86,6 +86,18 @@ fn bad_input_gets_one_sentence() {
             "invalid value 'soon' for '--wait <DURATION>': it is not a duration, such as 5s or 1m30s (see",
         ),
         (
+            &["-l", "demo", "--wait", "-1s", "ls"],
+            "invalid value '-1s' for '--wait <DURATION>': it is not a duration",
+        ),
+        (
+            &["-l", "demo", "--wait", "--", "ls"],
+            "invalid value '--' for '--wait <DURATION>': it is not a duration",
+        ),
+        (
+            &["-l", "demo", "-E", "-1", "ls"],
+            "invalid value '-1' for '--conflict-exit-code <N>': it is not a number from 0 to 255",
+        ),
+        (
             &["-l", "demo", "--wait", "5s", "--no-wait", "ls"],
             "--wait and --no-wait exclude",
         ),

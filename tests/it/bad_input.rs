@@ -111,6 +111,38 @@ fn a_cluster_beside_a_file_store_is_64_and_a_flag_beats_a_variable() {
 }
 
 #[test]
+fn a_wrong_variable_is_named_and_not_the_option_that_nobody_gave() {
+    let world = World::on_files();
+    for (variable, value, says) in [
+        ("LEASE_EXEC_WAIT", "soon", "it is not a duration"),
+        (
+            "LEASE_EXEC_NO_WAIT",
+            "maybe",
+            "it is neither true nor false",
+        ),
+        ("LEASE_EXEC_VERBOSE", "much", "it is not how often"),
+        ("LEASE_EXEC_CREATE", "perhaps", "[possible values: auto,"),
+        ("LEASE_EXEC_CONFLICT_EXIT_CODE", "256", "from 0 to 255"),
+    ] {
+        let invocation = world.lease_exec().env(variable, value).command(["true"]);
+        let finished = invocation.run();
+        assert_refused(&finished, 64, &[&format!("'{value}' for {variable}"), says]);
+        assert!(!finished.stderr.contains("'--"), "{}", finished.stderr);
+    }
+    let invocation = world.lease_exec().env("LEASE_EXEC_WAIT", "soon");
+    let finished = invocation.args(["--wait=-5s"]).command(["true"]).run();
+    assert_refused(&finished, 64, &["'-5s' for '--wait <DURATION>'"]);
+    for yes in ["true", "1", "yes", "ON"] {
+        let invocation = world.lease_exec().env("LEASE_EXEC_QUIET", yes);
+        let finished = invocation.command(["true"]).run();
+        assert_eq!(
+            (finished.stderr.as_str(), finished.stdout()),
+            ("", String::new())
+        );
+    }
+}
+
+#[test]
 fn an_empty_variable_counts_as_unset() {
     let world = World::on_files();
     let mut invocation = world.lease_exec();
