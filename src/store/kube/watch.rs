@@ -17,7 +17,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::{
@@ -173,13 +173,16 @@ async fn open(connections: &Connections, target: &Target, query: &str) -> Result
 
 /// What an event says; `None` if it says nothing about the Lease.
 fn change(line: &[u8], target: &Target) -> Option<Change> {
-    let Ok(mut event) = serde_json::from_slice::<Value>(line) else {
+    let Ok(mut event) = serde_json::from_slice::<Map<String, Value>>(line) else {
         return Some(Change::Ended(
-            "the watch gave something else than JSON".into(),
+            "the watch gave something else than JSON objects".into(),
         ));
     };
-    let object = event["object"].take();
-    let kind = event["type"].as_str().unwrap_or_default();
+    let object = event.remove("object").unwrap_or_default();
+    let kind = event
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     match kind {
         "BOOKMARK" => return None,
         "ADDED" | "MODIFIED" | "DELETED" => {}

@@ -57,6 +57,16 @@ async fn watch_that_gives_nonsense_ends() {
 }
 
 #[tokio::test]
+async fn line_that_is_no_object_ends_the_watch() {
+    for line in ["[]\n", "42\n", "\"x\"\n", "true\n", "null\n"] {
+        let server = Server::new([Reply::Lines(vec![line.to_owned()])]);
+        let change = server.store().watch(None).next().await;
+        let ended = "the watch gave something else than JSON objects";
+        assert_eq!(change, Change::Ended(ended.into()), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn watch_without_the_right_is_refused_with_the_rule() {
     let message = "leases is forbidden: User \"me\" cannot watch resource \"leases\"";
     let server = Server::new([status(403, "Forbidden", message, json!({}))]);

@@ -27,6 +27,10 @@ fn lines() -> Vec<Vec<u8>> {
         event("MODIFIED", "other", "me_1"),
         event("BOOKMARK", "nightly", "me_1"),
         error.to_vec(),
+        b"[]".to_vec(),
+        b"42".to_vec(),
+        b"\"x\"".to_vec(),
+        b"true".to_vec(),
     ]
 }
 
