@@ -215,35 +215,42 @@ fn change(line: &[u8], target: &Target) -> Option<Change> {
 }
 
 /// A body, line by line.
-struct Lines {
+pub(super) struct Lines {
     body: Body,
     read: Vec<u8>,
+    /// Where in it the first line begins that was not given out. Those before are removed all at
+    /// once: one by one, each would move all that follow.
+    start: usize,
     /// When to wait no longer.
     end: Instant,
 }
 
 impl Lines {
-    fn of(body: Body, end: Instant) -> Self {
+    pub(super) fn of(body: Body, end: Instant) -> Self {
         Self {
             body,
             read: Vec::new(),
+            start: 0,
             end,
         }
     }
 
     /// The next line that is not empty; the error says why there is none.
-    async fn next(&mut self, connections: &Connections) -> Result<Vec<u8>, String> {
-        let mut searched = 0;
+    pub(super) async fn next(&mut self, connections: &Connections) -> Result<Vec<u8>, String> {
+        let mut searched = self.start;
         loop {
-            if let Some(end) = self.read[searched..].iter().position(|byte| *byte == b'\n') {
-                let rest = self.read.split_off(searched + end + 1);
-                let line = std::mem::replace(&mut self.read, rest);
-                searched = 0;
+            let unsearched = self.read.get(searched..).unwrap_or_default();
+            if let Some(length) = unsearched.iter().position(|byte| *byte == b'\n') {
+                searched += length + 1;
+                let line = self.read.get(self.start..searched).unwrap_or_default();
+                self.start = searched;
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                return Ok(line);
+                return Ok(line.to_vec());
             }
+            self.read.drain(..self.start);
+            self.start = 0;
             searched = self.read.len();
             if searched > LONGEST_LINE {
                 return Err("the watch gave an event that is too large".into());

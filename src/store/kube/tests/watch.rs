@@ -1,6 +1,9 @@
 //! What a watch says, and when it is over.
 
+use std::time::Instant;
+
 use super::*;
+use crate::store::kube::watch::Lines;
 
 #[tokio::test]
 async fn watch_tells_what_happens_to_its_lease_until_it_ends() {
@@ -64,6 +67,46 @@ async fn line_that_is_no_object_ends_the_watch() {
         let ended = "the watch gave something else than JSON objects";
         assert_eq!(change, Change::Ended(ended.into()), "{line}");
     }
+}
+
+/// The time for so many empty lines that come in one piece, before an event.
+async fn time_for_empty_lines(count: usize) -> Duration {
+    let server = Server::new([]);
+    let mut text = vec![b'\n'; count];
+    text.extend_from_slice(b"{}\nrest");
+    let end = tokio::time::Instant::now() + Duration::from_secs(600);
+    let mut lines = Lines::of(text.into(), end);
+    let connections = server.store().connections;
+    let since = Instant::now();
+    assert_eq!(lines.next(&connections).await, Ok(b"{}\n".to_vec()));
+    let elapsed = since.elapsed();
+    let ended = lines.next(&connections).await;
+    assert_eq!(ended, Err("the API server ended the watch".into()));
+    elapsed
+}
+
+#[tokio::test]
+async fn eight_times_as_many_lines_take_some_eight_times_as_long() {
+    let (mut few, mut many) = (Duration::MAX, Duration::MAX);
+    // The shortest of some times is the one in which the machine did nothing else.
+    for _ in 0..5 {
+        few = few.min(time_for_empty_lines(20_000).await);
+        many = many.min(time_for_empty_lines(160_000).await);
+    }
+    assert!(many < few * 24, "{few:?} and {many:?}");
+}
+
+#[tokio::test]
+async fn watch_goes_on_after_megabytes_of_empty_lines() {
+    let event = json!({ "type": "MODIFIED", "object": lease("42") });
+    let empty = "\n".repeat(1 << 20);
+    let mut lines = vec![empty; 4];
+    lines.push(format!("{event}\n"));
+    let server = Server::new([Reply::Lines(lines)]);
+    let mut watch = server.store().watch(None);
+    assert!(matches!(watch.next().await, Change::Written(claim) if claim.version.as_str() == "42"));
+    let ended = "the API server ended the watch";
+    assert_eq!(watch.next().await, Change::Ended(ended.into()));
 }
 
 #[tokio::test]
