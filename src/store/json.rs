@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, fmt::temporal::Pieces};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -131,9 +131,16 @@ pub(super) fn micro_time(time: WallTime) -> String {
 }
 
 /// An RFC 3339 time with any length of fraction or none; finer ones lose what is below a
-/// microsecond.
+/// microsecond. The last hours of the year 9999, in which some time zones have the year 10000, become
+/// the moment before them: nothing is decided on a time that others wrote.
 fn wall_time(text: &str) -> Option<WallTime> {
-    let timestamp: Timestamp = text.parse().ok()?;
+    let pieces = Pieces::parse(text).ok()?;
+    let time = pieces.date().to_datetime(pieces.time()?);
+    let timestamp = match pieces.to_numeric_offset()?.to_timestamp(time) {
+        Ok(timestamp) => timestamp,
+        Err(_) if time.year() == 9999 => Timestamp::MAX,
+        Err(_) => return None,
+    };
     Some(WallTime {
         unix_micros: timestamp.as_microsecond(),
     })
@@ -394,6 +401,37 @@ mod tests {
                 unix_micros: NEW_YEAR * 1_000_000 + micros,
             };
             assert_eq!(claim.record.renew_time, Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn time_beyond_the_last_that_can_be_counted_is_the_last() {
+        let last = Timestamp::MAX.as_microsecond();
+        for (text, micros) in [
+            ("9999-12-30T22:00:00.999999Z", last),
+            ("9999-12-30T22:00:01Z", last),
+            ("9999-12-31T23:59:59.000000Z", last),
+            ("9999-12-31T23:59:59.999999999-23:59", last),
+            // Year 0 is not too early.
+            ("0000-01-01T00:00:00Z", -62_167_219_200_000_000),
+        ] {
+            let spec = json!({ "renewTime": text, "acquireTime": text });
+            let claim = claim_from_object(stored(spec), None).unwrap();
+            let expected = Some(WallTime {
+                unix_micros: micros,
+            });
+            assert_eq!(claim.record.renew_time, expected, "{text}");
+            assert_eq!(claim.record.acquire_time, expected, "{text}");
+        }
+        for text in [
+            "9999-12-31",
+            "9999-12-31T23:59:59",
+            "9999-12-32T00:00:00Z",
+            "9999-12-31T24:00:00Z",
+            "10000-01-01T00:00:00Z",
+        ] {
+            let failure = claim_from_object(stored(json!({ "renewTime": text })), None);
+            assert_eq!(failure.unwrap_err().kind, FailureKind::Malformed, "{text}");
         }
     }
 
