@@ -49,7 +49,7 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     /// The server's clock, from `Date`.
     pub(super) date: Option<WallTime>,
-    /// `Retry-After`, if it is in seconds.
+    /// `Retry-After`, if it is in seconds and more than none.
     pub(super) retry_after: Option<Duration>,
     /// What may explain a 401, from what we know of our credentials.
     pub(super) remark: Option<String>,
@@ -188,7 +188,8 @@ impl Connections {
             date: text(header::DATE).and_then(http_date),
             retry_after: text(header::RETRY_AFTER)
                 .and_then(|value| value.trim().parse().ok())
-                .map(Duration::from_secs),
+                .map(Duration::from_secs)
+                .filter(|wish| !wish.is_zero()),
             remark,
         })
     }

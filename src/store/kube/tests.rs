@@ -224,6 +224,21 @@ async fn nothing_is_repeated_behind_our_back_and_each_failure_costs_its_connecti
 }
 
 #[tokio::test]
+async fn zero_to_retry_after_is_no_wish() {
+    let body = json!({ "kind": "Status", "code": 429, "details": { "retryAfterSeconds": 0 } });
+    let wish = json!({ "kind": "Status", "code": 429, "details": { "retryAfterSeconds": 3 } });
+    let server = Server::new([
+        Reply::With(429, "Retry-After: 0", String::new()),
+        Reply::With(429, "Retry-After: 0", body.to_string()),
+        Reply::With(429, "Retry-After: 0", wish.to_string()),
+    ]);
+    let store = server.store();
+    for expected in [None, None, Some(Duration::from_secs(3))] {
+        assert_eq!(store.read().await.unwrap_err().retry_after, expected);
+    }
+}
+
+#[tokio::test]
 async fn attempt_that_is_dropped_takes_its_connection_with_it() {
     let server = Server::new([found("41"), Reply::Silence, found("41")]);
     let store = server.store();
