@@ -93,7 +93,9 @@ impl Store for KubeStore {
         let answer = self.connections.send(request).await?;
         let status = Status::of(&answer);
         match answer.code {
-            200 | 201 => claim(&answer).map(Outcome::Written),
+            200 | 201 => claim(&answer)
+                .map(Outcome::Written)
+                .map_err(says_nothing_of_write),
             409 => Ok(Outcome::Conflict),
             422 if write.base.is_none() && status.demands_version() => Ok(Outcome::Conflict),
             404 if write.base.is_some() && status.says_lease_not_found() => Ok(Outcome::Conflict),
@@ -162,6 +164,20 @@ fn claim(answer: &Answer) -> Result<Claim, Failure> {
             "the answer is not the API server's, as it is no JSON; is there a proxy in between?",
         )),
     }
+}
+
+/// A success that holds no Lease is as good as an answer that was lost: the write may have been
+/// carried out, and what is stored may well make sense.
+fn says_nothing_of_write(failure: Failure) -> Failure {
+    let message = match failure.kind {
+        FailureKind::Malformed => format!(
+            "the answer says nothing of use on the write: {}",
+            failure.message
+        ),
+        // It says so itself.
+        _ => failure.message,
+    };
+    self::failure::failure(FailureKind::Unreachable, message)
 }
 
 /// Whether Kubernetes could know it: the characters of an RFC 1123 subdomain.

@@ -146,6 +146,31 @@ async fn answer_that_settles_nothing_leaves_the_write_open() {
 }
 
 #[tokio::test]
+async fn success_without_a_lease_leaves_the_write_open() {
+    let mut unversioned = lease("42");
+    unversioned["metadata"]["resourceVersion"] = Value::Null;
+    for (code, body, problem) in [
+        (
+            200,
+            json!({ "kind": "Status", "status": "Success" }),
+            "its kind is \"Status\", not Lease",
+        ),
+        (201, unversioned, "it has no metadata.resourceVersion"),
+    ] {
+        let message = format!(
+            "the answer says nothing of use on the write: what is stored is not a Lease that makes sense: {problem}"
+        );
+        for write in [renewal(), creation()] {
+            let reply = Reply::Answer(code, body.to_string());
+            check(write, reply, Unreachable, &message).await;
+        }
+        let server = Server::new([Reply::Answer(200, body.to_string())]);
+        let failure = server.store().read().await.unwrap_err();
+        assert_eq!(failure.kind, Malformed);
+    }
+}
+
+#[tokio::test]
 async fn plain_text_of_a_server_is_quoted() {
     let reply = Reply::Answer(
         400,
