@@ -17,6 +17,8 @@ use std::{
 
 use nix::sys::signal::Signal;
 
+mod launch;
+
 #[expect(dead_code, unused_imports, reason = "the tests use more of it")]
 #[path = "../it"]
 mod it {
@@ -30,6 +32,7 @@ mod it {
 use it::{control_plane, processes, wait, world};
 
 use control_plane::ControlPlane;
+use launch::launch;
 use processes::{Grown, Level, signal};
 use world::{World, is_alive, now};
 
@@ -54,15 +57,7 @@ struct Round {
 }
 
 fn main() -> ExitCode {
-    match Choice::of(env::args().skip(1)) {
-        Ok(Some(choice)) => measure(&choice),
-        Ok(None) => say(USAGE),
-        Err(problem) => {
-            say(&format!("{problem}\n{USAGE}"));
-            return ExitCode::from(64);
-        }
-    }
-    ExitCode::SUCCESS
+    launch(Choice::of(env::args().skip(1)), USAGE, measure)
 }
 
 /// What the command line asks for.
@@ -86,12 +81,19 @@ impl Choice {
                 "--rounds" => {
                     let number = arguments.next().and_then(|text| text.parse().ok());
                     let rounds = number.filter(|&rounds| rounds > 0);
-                    choice.rounds = rounds.ok_or("--rounds needs a number of 1 or more")?;
+                    choice.rounds = rounds.ok_or("--rounds takes a whole number from 1 up")?;
                 }
                 option if option.starts_with('-') => {
-                    return Err(format!("there is no option {option}"));
+                    return Err(format!("there is no option {option:?}"));
                 }
-                _ => choice.events.push(argument),
+                part => {
+                    let has_part = |name: &str| !part.is_empty() && name.contains(part);
+                    let mut rows = ROWS.iter();
+                    if !rows.any(|(event, level, _)| has_part(&event.describe(*level))) {
+                        return Err(format!("no row has {part:?} in its first column"));
+                    }
+                    choice.events.push(argument);
+                }
             }
         }
         Ok(Some(choice))
@@ -105,23 +107,25 @@ impl Choice {
 const USAGE: &str = "usage: cargo bench --bench kill [-- [--rounds N] [EVENT...]], such as -- --rounds 3 \
                      'SIGKILL to both'; an EVENT is a part of what stands in the first column";
 
+/// What is measured, with the seconds that the lease lasts.
+const ROWS: [(Event, Level, u64); 10] = [
+    (Event::FrontKilled, Level::Cgroup, 60),
+    (Event::FrontKilled, Level::Tree, 60),
+    (Event::GuardKilled, Level::Cgroup, 60),
+    (Event::GuardKilled, Level::Tree, 60),
+    (Event::BothKilled, Level::Cgroup, 60),
+    (Event::BothKilled, Level::Tree, 60),
+    (Event::FrontStopped, Level::Cgroup, 3),
+    (Event::GuardStopped, Level::Cgroup, 3),
+    (Event::BothStopped, Level::Cgroup, 3),
+    (Event::ServerHung, Level::Cgroup, 3),
+];
+
 /// Prints a row for each event that is chosen.
 fn measure(choice: &Choice) {
-    let rows = [
-        (Event::FrontKilled, Level::Cgroup, 60),
-        (Event::FrontKilled, Level::Tree, 60),
-        (Event::GuardKilled, Level::Cgroup, 60),
-        (Event::GuardKilled, Level::Tree, 60),
-        (Event::BothKilled, Level::Cgroup, 60),
-        (Event::BothKilled, Level::Tree, 60),
-        (Event::FrontStopped, Level::Cgroup, 3),
-        (Event::GuardStopped, Level::Cgroup, 3),
-        (Event::BothStopped, Level::Cgroup, 3),
-        (Event::ServerHung, Level::Cgroup, 3),
-    ];
     say("| event | lease | who | min | median | max | the lease's end, at the earliest |");
     say("| --- | --- | --- | --- | --- | --- | --- |");
-    for (event, level, seconds) in rows {
+    for (event, level, seconds) in ROWS {
         let name = event.describe(level);
         if !choice.has(&name) {
             continue;

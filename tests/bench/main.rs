@@ -10,6 +10,7 @@
 mod contender;
 mod hand_over;
 mod herd;
+mod launch;
 mod memory;
 mod metrics;
 mod options;
@@ -46,6 +47,7 @@ use it::{control_plane, wait, world};
 
 use contender::{Contender, Ground, Instance};
 use hand_over::Cause;
+use launch::launch;
 use options::{Options, Table};
 use stamp::Stamps;
 use statistics::Samples;
@@ -65,16 +67,7 @@ fn main() -> ExitCode {
         stamp::run(Path::new(socket));
         return ExitCode::SUCCESS;
     }
-    match Options::parse(&words) {
-        Ok(options) => {
-            compare(&options);
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            println!("{message}\n{}", Options::usage());
-            ExitCode::FAILURE
-        }
-    }
+    launch(Options::parse(&words), &Options::usage(), compare)
 }
 
 fn compare(options: &Options) {

@@ -41,8 +41,8 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Takes the words after the program's name, to which cargo adds `--bench`.
-    pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
+    /// Takes the words after the program's name, to which cargo adds `--bench`; `None` asks for help.
+    pub(crate) fn parse(words: &[String]) -> Result<Option<Self>, String> {
         let mut options = Self {
             tables: Vec::new(),
             rounds: 30,
@@ -53,11 +53,15 @@ impl Options {
         while let Some(word) = words.next() {
             match word {
                 "--bench" => {}
+                "-h" | "--help" => return Ok(None),
                 "--rounds" => options.rounds = number(word, words.next(), MOST_ROUNDS)?,
                 "--standbys" => options.standbys = number(word, words.next(), MOST_STANDBYS)?,
                 "--window" => {
                     let seconds = number(word, words.next(), MOST_SECONDS)?;
                     options.window = Duration::from_secs(seconds as u64);
+                }
+                option if option.starts_with('-') => {
+                    return Err(format!("there is no option {option:?}"));
                 }
                 _ => {
                     let named = TABLES.iter().find(|(name, _)| *name == word);
@@ -69,7 +73,7 @@ impl Options {
         if options.tables.is_empty() {
             options.tables = TABLES.map(|(_, table)| table).to_vec();
         }
-        Ok(options)
+        Ok(Some(options))
     }
 
     /// How to ask.
@@ -86,7 +90,7 @@ fn number(option: &str, value: Option<&str>, most: usize) -> Result<usize, Strin
     value
         .and_then(|value| value.parse().ok())
         .filter(|number| (1..=most).contains(number))
-        .ok_or_else(|| format!("{option} takes a number from 1 to {most}"))
+        .ok_or_else(|| format!("{option} takes a whole number from 1 to {most}"))
 }
 
 const MOST_ROUNDS: usize = 10_000;

@@ -9,6 +9,8 @@
 //! 4 s and its RetryPeriod 1 s; lease-exec is told of the 6 s only.
 
 mod gate;
+#[path = "../launch.rs"]
+mod launch;
 mod scenario;
 mod witness;
 
@@ -25,6 +27,7 @@ use std::{
     env,
     io::{Write, stdout},
     path::Path,
+    process::ExitCode,
     thread,
 };
 
@@ -32,13 +35,17 @@ use std::{
 use it::{control_plane, processes, wait, world};
 
 use control_plane::ControlPlane;
+use launch::launch;
 use scenario::{FAULTS, Fault, Outcome, PAIRS, Pair};
 
-fn main() {
+fn main() -> ExitCode {
     let arguments = env::args().skip(1).collect::<Vec<_>>();
     match &arguments[..] {
-        [word, manner, file] if word == witness::WORD => witness::run(manner, Path::new(file)),
-        _ => compare(&Choice::of(&arguments)),
+        [word, manner, file] if word == witness::WORD => {
+            witness::run(manner, Path::new(file));
+            ExitCode::SUCCESS
+        }
+        _ => launch(Choice::of(&arguments), USAGE, compare),
     }
 }
 
@@ -53,7 +60,7 @@ fn compare(choice: &Choice) {
     say(&format!("| | what happens to the holder | {names} |"));
     say(&format!("| --- | --- |{}", " --- |".repeat(PAIRS.len())));
     for fault in FAULTS {
-        if !choice.letters.contains(fault.letter()) {
+        if !choice.has(fault.letter()) {
             continue;
         }
         let rounds = (0..choice.rounds).map(|_| round(fault, &control_plane));
@@ -80,37 +87,49 @@ fn round(fault: Fault, control_plane: &ControlPlane) -> [Outcome; PAIRS.len()] {
     })
 }
 
-/// What the command line asks for; cargo adds `--bench`.
+/// What the command line asks for.
 struct Choice {
+    /// Of faults; none is all.
     letters: String,
     rounds: u32,
 }
 
 impl Choice {
-    fn of(arguments: &[String]) -> Self {
+    /// Reads the command line; `None` asks for help. cargo adds `--bench`.
+    fn of(arguments: &[String]) -> Result<Option<Self>, String> {
         let mut choice = Self {
-            letters: FAULTS.map(Fault::letter).iter().collect(),
+            letters: String::new(),
             rounds: 1,
         };
-        for argument in arguments.iter().filter(|argument| *argument != "--bench") {
-            match argument.parse() {
-                Ok(rounds @ 1..) => choice.rounds = rounds,
-                Ok(0) => panic!("{USAGE}"),
-                Err(_)
-                    if argument
-                        .chars()
-                        .all(|letter| choice.letters.contains(letter)) =>
-                {
-                    choice.letters.clone_from(argument);
+        let is_known = |letter| FAULTS.map(Fault::letter).contains(&letter);
+        for argument in arguments {
+            match (&**argument, argument.parse()) {
+                ("--bench", _) => {}
+                ("-h" | "--help", _) => return Ok(None),
+                (option, _) if option.starts_with('-') => {
+                    return Err(format!("there is no option {option:?}"));
                 }
-                Err(_) => panic!("{USAGE}"),
+                (_, Ok(rounds @ 1..)) => choice.rounds = rounds,
+                (letters, Err(_)) if !letters.is_empty() && letters.chars().all(is_known) => {
+                    choice.letters.push_str(letters);
+                }
+                (word, _) => {
+                    return Err(format!(
+                        "{word:?} is neither letters of rows nor a whole number from 1 up"
+                    ));
+                }
             }
         }
-        choice
+        Ok(Some(choice))
+    }
+
+    fn has(&self, letter: char) -> bool {
+        self.letters.is_empty() || self.letters.contains(letter)
     }
 }
 
-const USAGE: &str = "usage: cargo bench --bench promise [-- [LETTERS] [ROUNDS]], such as -- ad 3";
+const USAGE: &str = "usage: cargo bench --bench promise [-- [LETTERS] [ROUNDS]], such as -- ad 3; LETTERS \
+                     are of what stands in the first column";
 
 fn say(line: &str) {
     writeln!(stdout(), "{line}").expect("stdout can be written");
