@@ -184,15 +184,21 @@ fn what_a_killed_lease_exec_has_left_in_its_cgroup_is_ended_by_the_next() {
     living.wait().assert_signal(Signal::SIGTERM);
 }
 
+/// A holder in this cgroup, and who waits there for its lease to start a command.
+pub(super) fn start_holder_and_next(world: &World, outer: &TestCgroup) -> (Grown, Running) {
+    let around = |invocation: Invocation| invocation.under(outer.around());
+    let lease_exec = || world.lease_exec().args(["-v", "--lease-duration", "6s"]);
+    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
+    let next = around(lease_exec().command(["echo", "started"])).start();
+    next.wait_until_it_says("somebody else holds the lease");
+    (grown, next)
+}
+
 #[test]
 fn who_waits_ends_what_a_killed_holder_has_left_in_its_cgroup_before_it_starts() {
     let world = World::on_files();
     let outer = TestCgroup::version_2();
-    let around = |invocation: Invocation| invocation.under(outer.around());
-    let lease_exec = || world.lease_exec().args(["--lease-duration", "6s"]);
-    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
-    let next = around(lease_exec().command(["echo", "started"])).start();
-    next.wait_until_it_says("somebody else holds the lease");
+    let (grown, next) = start_holder_and_next(&world, &outer);
     grown.signal_both(Signal::SIGSTOP);
     grown.signal_both(Signal::SIGKILL);
     next.wait().assert_code(0);
@@ -205,11 +211,7 @@ fn who_waits_does_not_start_beside_what_can_not_be_killed_in_its_cgroup() {
     let world = World::on_files();
     let outer = TestCgroup::version_2();
     let freezer = TestCgroup::with("freezer");
-    let around = |invocation: Invocation| invocation.under(outer.around());
-    let lease_exec = || world.lease_exec().args(["--lease-duration", "6s"]);
-    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
-    let next = around(lease_exec().command(["echo", "started"])).start();
-    next.wait_until_it_says("somebody else holds the lease");
+    let (grown, next) = start_holder_and_next(&world, &outer);
     let alive = grown.mark.alive();
     let daemon = alive.iter().find(|pid| !grown.group.contains(*pid));
     let daemon = daemon.expect("two have left the group");

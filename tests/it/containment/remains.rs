@@ -4,11 +4,11 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use super::leaf::{beside_others, leaves};
+use super::leaf::{beside_others, leaves, start_holder_and_next};
 use crate::{
-    processes::{Grown, Level, TestCgroup, children, signal, state},
+    processes::{TestCgroup, children, signal, state},
     wait::{LIMIT, wait_until},
-    world::{Invocation, Running, World},
+    world::{Running, World},
 };
 
 #[test]
@@ -16,11 +16,7 @@ fn who_has_no_cgroup_ends_what_a_killed_holder_has_left_all_the_same() {
     let world = World::on_files();
     let outer = TestCgroup::version_2();
     outer.set("cgroup.max.descendants", "1");
-    let around = |invocation: Invocation| invocation.under(outer.around());
-    let lease_exec = || world.lease_exec().args(["-v", "--lease-duration", "6s"]);
-    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
-    let next = around(lease_exec().command(["echo", "started"])).start();
-    next.wait_until_it_says("somebody else holds the lease");
+    let (grown, next) = start_holder_and_next(&world, &outer);
     grown.signal_both(Signal::SIGSTOP);
     grown.signal_both(Signal::SIGKILL);
     let finished = next.wait();
@@ -34,11 +30,7 @@ fn who_has_no_cgroup_ends_what_a_killed_holder_has_left_all_the_same() {
 fn who_looks_after_what_a_killed_holder_has_left_does_not_hide_it_from_the_next() {
     let world = World::on_files();
     let outer = TestCgroup::version_2();
-    let around = |invocation: Invocation| invocation.under(outer.around());
-    let lease_exec = || world.lease_exec().args(["--lease-duration", "6s"]);
-    let grown = Grown::start_as(lease_exec(), Level::Cgroup, around);
-    let next = around(lease_exec().command(["echo", "started"])).start();
-    next.wait_until_it_says("somebody else holds the lease");
+    let (grown, next) = start_holder_and_next(&world, &outer);
     grown.signal_both(Signal::SIGSTOP);
     grown.signal_both(Signal::SIGKILL);
     grown.wait_for_group();
