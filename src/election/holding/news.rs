@@ -41,7 +41,7 @@ impl Holding {
                 self.renewal = if self.conflicts == 1 {
                     at_once(now.at)
                 } else {
-                    soon(outbox, now.at, None)
+                    soon(outbox, now.at)
                 };
             }
             (Some(Pending::Write(_, attempt)), Reply::Written(Err(failure))) => {
@@ -141,7 +141,7 @@ impl Holding {
     fn on_failure(&mut self, outbox: &mut Outbox, now: Instant, since: Instant, failure: Failure) {
         self.trouble = Some(failure.message.clone());
         if matches!(self.phase, Phase::Gone(_)) {
-            self.renewal = soon(outbox, since, Some(release_pause(outbox)));
+            self.renewal = release_pace(outbox, since);
             return;
         }
         let left = self
@@ -152,9 +152,11 @@ impl Holding {
         let wish = failure
             .retry_after
             .filter(|wish| wish.saturating_add(spare) < left);
+        let pace = soon(outbox, since);
         self.renewal = match wish {
-            Some(_) => soon(outbox, now, wish),
-            None => soon(outbox, since, None),
+            // It makes the pace slower, and never faster.
+            Some(after) if after > pace.left(now) => Timer { since: now, after },
+            Some(_) | None => pace,
         };
         if !self.failing {
             self.failing = true;
@@ -183,7 +185,7 @@ impl Holding {
             Err(failure) if failure.kind == FailureKind::Unreachable => {
                 self.doubt = true;
                 self.trouble = Some(failure.message);
-                self.renewal = soon(outbox, attempt.sent, Some(release_pause(outbox)));
+                self.renewal = release_pace(outbox, attempt.sent);
             }
             Err(failure) => self.give_up(outbox, now, failure.message),
         }
@@ -257,17 +259,18 @@ fn taken(claim: &Claim) -> String {
     }
 }
 
-/// The pace of a release in trouble.
-fn release_pause(outbox: &Outbox) -> Duration {
-    RELEASE_PAUSE.min(outbox.settings.timing.retry_period / 2)
-}
-
 /// The pace of a holder in trouble: half a retry period after the last attempt was sent, so that a
 /// server that refuses at once is not hammered and one that hangs costs no further wait.
-fn soon(outbox: &Outbox, since: Instant, wish: Option<Duration>) -> Timer {
+fn soon(outbox: &Outbox, since: Instant) -> Timer {
     let after = outbox.settings.timing.retry_period / 2;
+    Timer { since, after }
+}
+
+/// The pace of a release in trouble.
+fn release_pace(outbox: &Outbox, since: Instant) -> Timer {
+    let pace = soon(outbox, since);
     Timer {
-        since,
-        after: wish.unwrap_or(after),
+        after: pace.after.min(RELEASE_PAUSE),
+        ..pace
     }
 }

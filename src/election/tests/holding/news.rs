@@ -182,3 +182,23 @@ fn a_watch_that_ended_is_opened_again_a_retry_period_after_it_was_opened() {
     bench.pass(seconds(1.0));
     assert_eq!(watches(&bench), before + 2);
 }
+
+#[test]
+fn a_servers_wish_makes_a_holder_slower_and_never_faster() {
+    for (wish, answered, again) in [
+        (0.0, 0.0, 1.0),
+        (0.0, 0.8, 1.0),
+        (0.3, 0.5, 1.0),
+        (0.3, 0.8, 1.1),
+        (1.5, 0.0, 1.5),
+    ] {
+        let mut bench = Bench::running(settings());
+        bench.pass(seconds(2.0));
+        bench.jump(seconds(answered));
+        bench.fail_reply(false, FailureKind::Unreachable, Some(seconds(wish)));
+        bench.pass(seconds(again - answered - 0.01));
+        assert!(bench.request.is_none(), "{wish} {answered}: too soon");
+        bench.pass(seconds(0.02));
+        assert!(bench.is_reading(), "{wish} {answered}: too late");
+    }
+}
