@@ -43,7 +43,8 @@ pub(super) struct Holding {
     renewal: Timer,
     /// Read before the next write, because the fate of the last one is unknown.
     doubt: bool,
-    conflicts: u32,
+    /// How often it was read for a conflict or the like since a write is known to have succeeded.
+    looks: u32,
     /// Renewals fail, and the user was told.
     failing: bool,
     /// Why the last request failed, if it did.
@@ -112,7 +113,7 @@ impl Holding {
                 after: outbox.settings.timing.retry_period,
             },
             doubt: false,
-            conflicts: 0,
+            looks: 0,
             failing: false,
             trouble: None,
             ended: None,
@@ -167,6 +168,7 @@ impl Holding {
         let give_up = Timer { since: now, after };
         self.phase = Phase::Gone(Release::Due { give_up });
         self.renewal = at_once(now);
+        self.looks = 0;
     }
 
     pub(super) fn handle(&mut self, outbox: &mut Outbox, now: Now, event: Event) -> Next {
@@ -263,9 +265,10 @@ impl Holding {
         self.phase = Phase::Gone(Release::Settled);
     }
 
-    /// How long until others may take the lease, at the earliest.
+    /// How long until others may take the lease, at the earliest: they go by what is written in it.
     fn left(&self, outbox: &Outbox, now: Instant) -> Duration {
-        let duration = outbox.settings.timing.lease_duration;
+        let recorded = self.claim.record.duration.unwrap_or_default();
+        let duration = recorded.min(outbox.settings.timing.lease_duration);
         duration.saturating_sub(now.held_since(self.sent))
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Attempt {
     /// Just before it was sent.
     pub(super) sent: Instant,
     stamp: WallTime,
+    /// Whether it is to make or keep us the holder; a release is not.
+    holds: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,6 +174,7 @@ impl Outbox {
         let attempt = Attempt {
             sent: now.at,
             stamp,
+            holds: record.holder.is_some(),
         };
         if self.attempts.len() == ATTEMPTS {
             self.attempts.pop_front();
@@ -183,7 +186,7 @@ impl Outbox {
         self.act(Action::Write(id, Write { base, record }));
     }
 
-    /// Finds the write of ours of unknown fate that made this claim.
+    /// Finds the write of ours of unknown fate that made this claim and us its holder.
     pub(super) fn attempt_behind(&self, claim: &Claim) -> Option<Attempt> {
         if claim.record.holder.as_ref() != Some(&self.settings.identity) {
             return None;
@@ -191,7 +194,7 @@ impl Outbox {
         let stamp = claim.record.renew_time?;
         self.attempts
             .iter()
-            .find(|attempt| attempt.stamp == stamp)
+            .find(|attempt| attempt.holds && attempt.stamp == stamp)
             .copied()
     }
 
@@ -199,8 +202,8 @@ impl Outbox {
     /// something else, and nothing may rest on it.
     pub(super) fn is_result(&self, attempt: Attempt, claim: &Claim) -> bool {
         let record = &claim.record;
-        record.holder.as_ref() == Some(&self.settings.identity)
-            && record.renew_time == Some(attempt.stamp)
+        let holder = attempt.holds.then_some(&self.settings.identity);
+        record.holder.as_ref() == holder && record.renew_time == Some(attempt.stamp)
     }
 
     /// Forgets a write that was certainly not carried out, or whose success is known.

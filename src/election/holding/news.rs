@@ -23,26 +23,18 @@ impl Holding {
                 self.on_release_reply(outbox, now.at, attempt, result);
             }
             (Some(Pending::Write(_, attempt)), Reply::Written(Ok(Outcome::Written(claim)))) => {
-                self.conflicts = 0;
                 if !outbox.is_result(attempt, &claim) {
                     self.doubt = true;
                     self.on_failure(outbox, now.at, attempt.sent, unlike());
                 } else if claim.version < self.seen {
                     // Something newer was seen: read back what became of our write.
-                    self.doubt = true;
-                    self.renewal = at_once(now.at);
+                    self.look(now.at, soon(outbox, now.at));
                 } else {
                     self.renewed(outbox, attempt, claim);
                 }
             }
             (Some(Pending::Write(..)), Reply::Written(Ok(Outcome::Conflict))) => {
-                self.conflicts += 1;
-                self.doubt = true;
-                self.renewal = if self.conflicts == 1 {
-                    at_once(now.at)
-                } else {
-                    soon(outbox, now.at)
-                };
+                self.look(now.at, soon(outbox, now.at));
             }
             (Some(Pending::Write(_, attempt)), Reply::Written(Err(failure))) => {
                 match failure.kind {
@@ -67,6 +59,14 @@ impl Holding {
         }
     }
 
+    /// Reads before the next write: the first time at once, and then at this pace. A look that shows
+    /// nothing new leads to a write, and whatever has come between may come again.
+    fn look(&mut self, now: Instant, pace: Timer) {
+        self.doubt = true;
+        self.looks += 1;
+        self.renewal = if self.looks == 1 { at_once(now) } else { pace };
+    }
+
     /// A write of ours is known to have been carried out: the term counts from its send.
     fn renewed(&mut self, outbox: &mut Outbox, attempt: Attempt, claim: Claim) {
         outbox.settle_all();
@@ -74,6 +74,7 @@ impl Holding {
         self.seen = claim.version.clone();
         self.claim = claim;
         self.doubt = false;
+        self.looks = 0;
         self.trouble = None;
         self.renewal = Timer {
             since: attempt.sent,
@@ -175,17 +176,23 @@ impl Holding {
         result: Result<Outcome, Failure>,
     ) {
         match result {
+            Ok(Outcome::Written(claim)) if !outbox.is_result(attempt, &claim) => {
+                self.doubt = true;
+                self.on_failure(outbox, now, attempt.sent, unlike());
+            }
             Ok(Outcome::Written(claim)) if claim.record.holder.is_none() => self.released(outbox),
             // The last renewal, sent before the tree was gone.
             Ok(Outcome::Written(claim)) => {
                 self.renewed(outbox, attempt, claim);
                 self.renewal = at_once(now);
             }
-            Ok(Outcome::Conflict) => self.doubt = true,
+            Ok(Outcome::Conflict) => {
+                self.trouble = Some("each attempt meets a conflict".to_owned());
+                self.look(now, release_pace(outbox, attempt.sent));
+            }
             Err(failure) if failure.kind == FailureKind::Unreachable => {
                 self.doubt = true;
-                self.trouble = Some(failure.message);
-                self.renewal = release_pace(outbox, attempt.sent);
+                self.on_failure(outbox, now, attempt.sent, failure);
             }
             Err(failure) => self.give_up(outbox, now, failure.message),
         }

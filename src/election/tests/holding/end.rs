@@ -136,3 +136,110 @@ fn it_holds_from_the_answer_until_the_exit() {
     bench.settle();
     assert!(!bench.election.holds());
 }
+
+fn requests(bench: &Bench) -> usize {
+    bench.did(|action| matches!(action, Action::Read(_) | Action::Write(..)))
+}
+
+/// Why the lease was not released, and when others may take it, if that was told.
+fn not_released(bench: &Bench) -> Option<(String, Duration)> {
+    bench.actions.iter().find_map(|action| match action {
+        Action::Report(Report::NotReleased { message, left }) => Some((message.clone(), *left)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_release_that_meets_conflicts_looks_at_once_and_then_keeps_its_distance() {
+    let mut bench = Bench::running(settings());
+    end(&mut bench);
+    bench.take_actions();
+    let start = bench.now.at;
+    while bench.exit().is_none() {
+        assert!(requests(&bench) < 100, "hammers the server");
+        if let Some(Action::Write(id, _)) = bench.request.clone() {
+            bench.request = None;
+            bench.event(Event::Reply(id, Reply::Written(Ok(Outcome::Conflict))));
+        } else if bench.is_reading() {
+            bench.reply();
+        } else {
+            if bench.now.at == start {
+                assert_eq!(requests(&bench), 2, "a look and a second attempt");
+            }
+            bench.pass(seconds(0.1));
+        }
+    }
+    // Each second a look and an attempt.
+    assert_eq!(requests(&bench), 2 + 4 * 2);
+    let (message, _) = not_released(&bench).expect("told");
+    assert_eq!(message, "each attempt meets a conflict");
+}
+
+#[test]
+fn an_answer_that_is_not_our_release_is_looked_up_and_no_renewal() {
+    type Answer = fn(&mut Bench, Record);
+    let unchanged: Answer = |_, _| {};
+    let put_back: Answer = |bench, record| {
+        let before = bench.stored.clone().expect("stored").record;
+        bench.store(Record {
+            holder: before.holder,
+            duration: before.duration,
+            ..record
+        });
+    };
+    let still_held: Answer = |bench, record| {
+        let holder = Some(identity("me_1"));
+        bench.store(Record { holder, ..record });
+    };
+    for (what, answer, duration) in [
+        ("unchanged", unchanged, D),
+        ("put back", put_back, D),
+        ("still held", still_held, seconds(1.0)),
+    ] {
+        let mut bench = Bench::running(settings());
+        let sent = bench.now.at;
+        bench.pass(seconds(2.0));
+        bench.lose_reply(false);
+        end(&mut bench);
+        bench.take_actions();
+        while bench.exit().is_none() {
+            assert!(requests(&bench) < 100, "{what}: hammers the server");
+            if let Some(Action::Write(id, write)) = bench.request.clone() {
+                bench.request = None;
+                answer(&mut bench, write.record);
+                let claim = bench.answer().expect("stored");
+                let reply = Reply::Written(Ok(Outcome::Written(claim)));
+                bench.event(Event::Reply(id, reply));
+            } else if bench.is_reading() {
+                bench.reply();
+            } else {
+                bench.pass(seconds(0.1));
+            }
+        }
+        let (message, left) = not_released(&bench).expect("told");
+        assert!(message.contains("something else"), "{what}: {message}");
+        let held = bench.now.at.held_since(sent);
+        assert_eq!(left, duration.saturating_sub(held), "{what}");
+        let renewed = bench.did(|action| matches!(action, Action::Report(Report::Renewed)));
+        assert_eq!(renewed, 0, "{what}");
+    }
+}
+
+#[test]
+fn a_release_that_is_undone_once_is_tried_again() {
+    let mut bench = Bench::running(settings());
+    let before = bench.stored.clone().expect("stored").record;
+    end(&mut bench);
+    let (id, _) = bench.carry_out();
+    bench.store(before);
+    let claim = bench.answer().expect("stored");
+    bench.event(Event::Reply(
+        id,
+        Reply::Written(Ok(Outcome::Written(claim))),
+    ));
+    bench.pass(seconds(1.1));
+    bench.settle();
+    assert_eq!(bench.holder(), None);
+    assert_eq!(bench.exit(), Some(Exit::Command(0)));
+    assert_eq!(not_released(&bench), None);
+}
