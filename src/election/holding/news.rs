@@ -190,11 +190,16 @@ impl Holding {
                 self.trouble = Some("each attempt meets a conflict".to_owned());
                 self.look(now, release_pace(outbox, attempt.sent));
             }
-            Err(failure) if failure.kind == FailureKind::Unreachable => {
-                self.doubt = true;
-                self.on_failure(outbox, now, attempt.sent, failure);
-            }
-            Err(failure) => self.give_up(outbox, now, failure.message),
+            Err(failure) => match failure.kind {
+                FailureKind::Unreachable | FailureKind::Malformed => {
+                    self.doubt = true;
+                    self.on_failure(outbox, now, attempt.sent, failure);
+                }
+                FailureKind::Unauthorized
+                | FailureKind::Forbidden
+                | FailureKind::NoNamespace
+                | FailureKind::Misconfigured => self.give_up(outbox, now, failure.message),
+            },
         }
     }
 

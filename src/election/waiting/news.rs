@@ -53,8 +53,13 @@ impl Waiting {
                 None
             }
             (Pending::Write(_, attempt), Reply::Written(Err(failure))) => {
-                if failure.kind != FailureKind::Unreachable {
-                    outbox.settle(attempt);
+                match failure.kind {
+                    // It may have been carried out: who leaves looks first, and releases.
+                    FailureKind::Unreachable | FailureKind::Malformed => {}
+                    FailureKind::Unauthorized
+                    | FailureKind::Forbidden
+                    | FailureKind::NoNamespace
+                    | FailureKind::Misconfigured => outbox.settle(attempt),
                 }
                 self.cannot_write = true;
                 self.on_failure(outbox, now, failure);

@@ -243,3 +243,16 @@ fn a_release_that_is_undone_once_is_tried_again() {
     assert_eq!(bench.exit(), Some(Exit::Command(0)));
     assert_eq!(not_released(&bench), None);
 }
+
+#[test]
+fn a_release_whose_answer_makes_no_sense_is_looked_up() {
+    let mut bench = Bench::running(settings());
+    end(&mut bench);
+    bench.fail_reply(true, FailureKind::Malformed, None);
+    bench.pass(seconds(1.1));
+    bench.settle();
+    assert_eq!(not_released(&bench), None);
+    let released = bench.did(|action| matches!(action, Action::Report(Report::Released)));
+    assert_eq!(released, 1);
+    assert_eq!(bench.exit(), Some(Exit::Command(0)));
+}

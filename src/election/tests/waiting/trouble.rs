@@ -108,3 +108,29 @@ fn a_holder_is_told_of_once_however_often_it_renews() {
     assert_eq!(bench.starts(), 1);
     assert_eq!(told(&bench), 0, "nobody held it any more");
 }
+
+#[test]
+fn a_write_whose_answer_makes_no_sense_leaves_nothing_behind() {
+    for carried_out in [true, false] {
+        for settings in [once(), settings()] {
+            let mut bench = Bench::new(settings);
+            bench.reply();
+            bench.fail_reply(carried_out, FailureKind::Malformed, None);
+            bench.settle();
+            assert_eq!(bench.exit(), Some(Exit::Configuration), "{carried_out}");
+            assert_eq!(bench.holder(), None, "{carried_out}");
+            assert_eq!(bench.starts(), 0, "{carried_out}");
+        }
+    }
+}
+
+#[test]
+fn answers_that_never_make_sense_end_it_after_one_look() {
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    for _ in 0..2 {
+        assert_eq!(bench.exit(), None);
+        bench.fail_reply(true, FailureKind::Malformed, None);
+    }
+    assert_eq!(bench.exit(), Some(Exit::Configuration));
+}
