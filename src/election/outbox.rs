@@ -257,8 +257,10 @@ impl Outbox {
         }
     }
 
-    /// Notes what a change says about the watch itself; true if it ended.
-    pub(super) fn note(&mut self, now: Instant, change: &Change) -> bool {
+    /// Notes what a change says about the watch itself; true if it ended. Of all who watch the same
+    /// server each then comes back at a moment of its own, up to a quarter of the retry period later,
+    /// or of `limit` if that is less.
+    pub(super) fn note(&mut self, now: Instant, change: &Change, limit: Duration) -> bool {
         match change {
             Change::Written(_) | Change::Deleted(_) => false,
             Change::Ended(_) => {
@@ -267,7 +269,9 @@ impl Outbox {
                 } else {
                     now
                 };
-                let after = self.settings.timing.retry_period;
+                let retry_period = self.settings.timing.retry_period;
+                let jitter = self.part_of(retry_period.min(limit) / 4);
+                let after = retry_period.max(now.held_since(since)) + jitter;
                 self.watching = Watching::No {
                     not_before: Some(Timer { since, after }),
                 };

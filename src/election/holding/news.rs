@@ -211,7 +211,7 @@ impl Holding {
     // === The watch ===
 
     pub(super) fn on_change(&mut self, outbox: &mut Outbox, now: Instant, change: Change) {
-        outbox.note(now, &change);
+        outbox.note(now, &change, Duration::MAX);
         let (Change::Written(claim) | Change::Deleted(claim)) = &change else {
             return;
         };

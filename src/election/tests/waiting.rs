@@ -4,6 +4,7 @@ mod crowd;
 mod news;
 mod quarantine;
 mod trouble;
+mod watch;
 
 #[test]
 fn an_absent_lease_is_created_and_the_command_started() {
@@ -501,37 +502,6 @@ fn a_refused_watch_is_tried_again_after_minutes_without_a_word() {
     assert_eq!(watches, 2);
     let told = bench.did(|action| matches!(action, Action::Report(Report::Polling(_))));
     assert_eq!(told, 1);
-}
-
-#[test]
-fn a_watch_that_ended_is_opened_again_after_a_read_with_a_retry_period_for_each_request() {
-    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
-    bench.settle();
-    bench.take_actions();
-    bench.event(Event::Changed(Change::Ended("closed".to_owned())));
-    bench.pass(seconds(2.5));
-    assert!(bench.is_reading());
-    bench.settle();
-    let watches = |bench: &Bench| bench.did(|action| matches!(action, Action::Watch(_)));
-    assert_eq!(watches(&bench), 0);
-    bench.pass(seconds(2.0));
-    assert_eq!(watches(&bench), 1);
-    // The same version, so the observation goes on.
-    bench.pass(seconds(10.6));
-    assert!(bench.is_writing());
-}
-
-#[test]
-fn a_watch_that_ended_when_it_should_is_opened_again_at_once_after_a_read() {
-    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
-    bench.settle();
-    bench.pass(seconds(4.1));
-    bench.take_actions();
-    bench.event(Event::Changed(Change::Ended("closed".to_owned())));
-    bench.pass(seconds(0.1));
-    assert!(bench.is_reading());
-    bench.settle();
-    assert_eq!(bench.did(|action| matches!(action, Action::Watch(_))), 1);
 }
 
 #[test]

@@ -306,7 +306,13 @@ impl Waiting {
     // === The watch ===
 
     pub(super) fn on_change(&mut self, outbox: &mut Outbox, now: Now, change: Change) {
-        if outbox.note(now.at, &change) {
+        // A record that is renewed must not seem to run out while nobody watches it: its duration may
+        // be much shorter than ours.
+        let limit = match &self.known {
+            Known::Held(held) => held.duration,
+            Known::Nothing | Known::Absent | Known::Free(_) => Duration::MAX,
+        };
+        if outbox.note(now.at, &change, limit) {
             let after = outbox
                 .next_watch(now.at)
                 .unwrap_or_else(|| outbox.retry_period());

@@ -173,13 +173,15 @@ fn a_watch_that_ended_is_opened_again_a_retry_period_after_it_was_opened() {
     bench.pass(seconds(1.0));
     let before = watches(&bench);
     bench.event(Event::Changed(Change::Ended("closed".to_owned())));
+    bench.pass(seconds(0.5));
     assert_eq!(watches(&bench), before + 1, "it was opened long ago");
     bench.event(Event::Changed(Change::Ended("closed".to_owned())));
-    bench.pass(seconds(1.0));
+    bench.pass(seconds(0.6));
     bench.settle();
+    bench.pass(seconds(0.8));
     assert_eq!(watches(&bench), before + 1, "opened again at once");
     // No renewal is due now.
-    bench.pass(seconds(1.0));
+    bench.pass(seconds(1.1));
     assert_eq!(watches(&bench), before + 2);
 }
 
