@@ -13,9 +13,13 @@ use crate::{
 /// never recognised.
 const ATTEMPTS: usize = 16;
 
-/// A refused watch is tried again after this long: an API server that starts refuses everything, and
-/// a right may have been given meanwhile.
-const WATCH_AGAIN: Duration = Duration::from_secs(300);
+/// A refused watch is tried again after this long: an API server that starts refuses everything for
+/// some seconds.
+const WATCH_AGAIN: Duration = Duration::from_secs(15);
+
+/// One that is refused again is tried after twice as long each time, up to this: a right may have been
+/// given meanwhile.
+const WATCH_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
 
 /// From this retry period on no two writes share a whole second of `renewTime`. A client-go
 /// observer compares records whose times have whole seconds, so to it two such writes look like
@@ -33,6 +37,8 @@ pub(super) struct Outbox {
     attempts: VecDeque<Attempt>,
     last_stamp: Option<WallTime>,
     watching: Watching,
+    /// How long after the next refusal of a watch it is tried again.
+    watch_again: Duration,
     /// Whether the user was told that we poll.
     told_polling: bool,
     random: u64,
@@ -61,7 +67,7 @@ pub(super) struct Attempt {
 enum Watching {
     No { not_before: Option<Timer> },
     Since(Instant),
-    Refused { since: Instant },
+    Refused { not_before: Timer },
 }
 
 /// A moment to come, counted as a holder must: early rather than late.
@@ -94,6 +100,7 @@ impl Outbox {
             attempts: VecDeque::new(),
             last_stamp: None,
             watching: Watching::No { not_before: None },
+            watch_again: WATCH_AGAIN,
             told_polling: false,
             in_trouble: false,
         }
@@ -249,7 +256,7 @@ impl Outbox {
         let may_watch = match self.watching {
             Watching::No { not_before } => not_before.is_none_or(|timer| timer.is_due(now)),
             Watching::Since(_) => false,
-            Watching::Refused { since } => now.held_since(since) >= WATCH_AGAIN,
+            Watching::Refused { not_before } => not_before.is_due(now),
         };
         if may_watch {
             self.watching = Watching::Since(now);
@@ -262,8 +269,12 @@ impl Outbox {
     /// or of `limit` if that is less.
     pub(super) fn note(&mut self, now: Instant, change: &Change, limit: Duration) -> bool {
         match change {
-            Change::Written(_) | Change::Deleted(_) => false,
+            Change::Written(_) | Change::Deleted(_) => {
+                self.watch_again = WATCH_AGAIN;
+                false
+            }
             Change::Ended(_) => {
+                self.watch_again = WATCH_AGAIN;
                 let since = if let Watching::Since(since) = self.watching {
                     since
                 } else {
@@ -278,7 +289,12 @@ impl Outbox {
                 true
             }
             Change::Refused(failure) => {
-                self.watching = Watching::Refused { since: now };
+                let not_before = Timer {
+                    since: now,
+                    after: self.watch_again,
+                };
+                self.watching = Watching::Refused { not_before };
+                self.watch_again = (self.watch_again * 2).min(WATCH_AGAIN_AT_MOST);
                 if !self.told_polling {
                     self.told_polling = true;
                     self.report(Report::Polling(failure.message.clone()));

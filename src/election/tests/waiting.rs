@@ -475,36 +475,6 @@ fn without_the_right_to_watch_it_polls_and_says_so_once() {
 }
 
 #[test]
-fn a_refused_watch_is_tried_again_after_minutes_without_a_word() {
-    let mut bench = Bench::holding_what(settings(), |bench| bench.store(held_by("other_1")));
-    bench.settle();
-    bench.take_actions();
-    let refused = || {
-        Event::Changed(Change::Refused(Failure {
-            kind: FailureKind::Forbidden,
-            message: "no watch".to_owned(),
-            retry_after: None,
-        }))
-    };
-    bench.event(refused());
-    let mut watches = 0;
-    for _ in 0..300 {
-        bench.pass(seconds(2.5));
-        bench.store(held_by("other_1"));
-        bench.settle();
-        let tried = bench.did(|action| matches!(action, Action::Watch(_)));
-        if tried > watches {
-            watches = tried;
-            bench.event(refused());
-        }
-    }
-    // 750 s.
-    assert_eq!(watches, 2);
-    let told = bench.did(|action| matches!(action, Action::Report(Report::Polling(_))));
-    assert_eq!(told, 1);
-}
-
-#[test]
 fn an_absent_lease_is_refused_if_it_must_exist() {
     let mut bench = Bench::new(Settings {
         create: Create::Never,
