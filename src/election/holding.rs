@@ -217,11 +217,9 @@ impl Holding {
         if self.phase != Phase::Running {
             return;
         }
-        let timing = &outbox.settings.timing;
         let held = now.held_since(self.sent);
         if self.lost.is_none() && held >= self.renew_deadline(outbox) {
-            let duration = shown(timing.renew_deadline);
-            let message = format!("no renewal has succeeded for {duration}");
+            let message = self.reason_of_loss(outbox, held);
             self.lost = Some(Lost {
                 at: now,
                 by_evidence: false,
@@ -270,6 +268,20 @@ impl Holding {
         let recorded = self.claim.record.duration.unwrap_or_default();
         let duration = recorded.min(outbox.settings.timing.lease_duration);
         duration.saturating_sub(now.held_since(self.sent))
+    }
+
+    /// Why the lease is lost for want of a renewal, `held` after the last one was sent.
+    fn reason_of_loss(&self, outbox: &Outbox, held: Duration) -> String {
+        let deadline = self.renew_deadline(outbox);
+        if deadline == outbox.settings.timing.renew_deadline {
+            return format!("no renewal has succeeded for {}", shown(deadline));
+        }
+        let edit = match self.claim.record.duration {
+            Some(duration) => format!("shortened the duration to {}", shown(duration)),
+            None => "removed the duration".to_owned(),
+        };
+        let held = shown(held);
+        format!("no renewal has succeeded for {held}, and somebody has {edit}")
     }
 
     /// When SIGTERM is due for want of a renewal, counted from `sent`.

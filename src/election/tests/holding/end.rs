@@ -256,3 +256,32 @@ fn a_release_whose_answer_makes_no_sense_is_looked_up() {
     assert_eq!(released, 1);
     assert_eq!(bench.exit(), Some(Exit::Command(0)));
 }
+
+#[test]
+fn a_loss_by_a_shortened_duration_says_so() {
+    for (duration, reason) in [
+        (
+            Some(seconds(3.0)),
+            "no renewal has succeeded for 2s, and somebody has shortened the duration to 3s",
+        ),
+        (
+            None,
+            "no renewal has succeeded for 2s, and somebody has removed the duration",
+        ),
+        (Some(D), "no renewal has succeeded for 10s"),
+    ] {
+        let mut bench = Bench::running(settings());
+        let record = bench.stored.clone().expect("stored").record;
+        bench.store(Record { duration, ..record });
+        bench.pass(seconds(2.0));
+        bench.reply();
+        bench.reply();
+        // The next renewal is not answered.
+        bench.pass(seconds(8.0));
+        let told = bench.actions.iter().find_map(|action| match action {
+            Action::Report(Report::Lost { reason, .. }) => Some(reason.clone()),
+            _ => None,
+        });
+        assert_eq!(told.as_deref(), Some(reason), "{duration:?}");
+    }
+}
