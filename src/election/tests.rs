@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod holding;
+mod pace;
 mod waiting;
 
 const D: Duration = Duration::from_secs(15);

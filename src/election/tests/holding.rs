@@ -5,7 +5,7 @@ mod news;
 mod stamps;
 
 /// Ends the command by itself with code 0.
-fn end(bench: &mut Bench) {
+pub(super) fn end(bench: &mut Bench) {
     let at = bench.now.at;
     bench.event(Event::Ended {
         exit: Exit::Command(0),
