@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::leaf::{beside_others, leaves, start_holder_and_next};
 use crate::{
-    processes::{TestCgroup, children, signal, state},
+    processes::{TestCgroup, children, signal},
     wait::{LIMIT, wait_until},
     world::{Running, World},
 };
@@ -46,13 +46,14 @@ fn who_looks_after_what_a_killed_holder_has_left_does_not_hide_it_from_the_next(
 /// A lease-exec in this cgroup that is stopped when it has first made this system call; below what
 /// traces it.
 fn start_stopped_at(world: &World, outer: &TestCgroup, call: &str) -> (Running, i32) {
-    let strace = ["strace", "-qq", "-o", "/dev/null", "-e"].map(str::to_owned);
-    let injection = [
-        format!("trace={call}"),
-        "-e".to_owned(),
-        format!("inject={call}:signal=STOP:when=1"),
+    let said = world.path().join("trace");
+    let strace = [
+        "strace".to_owned(),
+        format!("--output={}", said.display()),
+        format!("--trace={call}"),
+        format!("--inject={call}:signal=STOP:when=1"),
     ];
-    let around = outer.around().into_iter().chain(strace).chain(injection);
+    let around = outer.around().into_iter().chain(strace);
     let invocation = world
         .invocation()
         .args(["-v", "--lease", "another", "--store"])
@@ -60,9 +61,13 @@ fn start_stopped_at(world: &World, outer: &TestCgroup, call: &str) -> (Running, 
         .command(["true"]);
     let tracer = invocation.under(around).start();
     let stopped = wait_until("it is stopped", LIMIT, || {
+        // Its state tells nothing: who is traced is stopped for a moment at each call.
+        let said = fs::read_to_string(&said).unwrap_or_default();
+        let is_stopped = said.contains("--- stopped by SIGSTOP ---");
         children(tracer.pid())
-            .into_iter()
-            .find(|pid| matches!(state(*pid), 'T' | 't'))
+            .first()
+            .copied()
+            .filter(|_| is_stopped)
     });
     (tracer, stopped)
 }
