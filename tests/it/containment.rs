@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::{
     processes::{
         Grown, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, children, guard_of, hang,
-        name, odd, signal, state,
+        name, noise, odd, quiet, signal, state,
     },
     wait::{LIMIT, try_wait_until, wait_until},
     world::{Running, World},
@@ -24,6 +24,7 @@ const SHORT: Duration = Duration::from_secs(6);
 
 #[test]
 fn a_store_that_hangs_costs_the_tree_its_life_before_the_end() {
+    let _quiet = quiet();
     for level in LEVELS {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
@@ -118,6 +119,7 @@ fn a_process_that_is_traced_by_another_of_the_tree_is_killed() {
 
 #[test]
 fn fork_bombs_are_killed_although_no_process_and_hardly_a_descriptor_is_to_be_had() {
+    let _noise = noise();
     for level in LEVELS {
         for kind in ["bomb", "scattering-bomb"] {
             let world = World::on_files();
@@ -141,6 +143,7 @@ fn fork_bombs_are_killed_although_no_process_and_hardly_a_descriptor_is_to_be_ha
 
 #[test]
 fn a_chain_of_short_lived_processes_is_killed() {
+    let _noise = noise();
     for level in LEVELS {
         let world = World::on_files();
         let mark = Mark::new();

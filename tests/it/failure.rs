@@ -14,7 +14,7 @@ use crate::{
     control_plane::ControlPlane,
     processes::{
         Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, Tracer, assert_before_the_end,
-        children, guard_below, guard_of, name, signal, state,
+        children, guard_below, guard_of, name, quiet, signal, state,
     },
     wait::{LIMIT, wait_until},
     world::{Running, World, now},
@@ -63,6 +63,7 @@ fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
 
 #[test]
 fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
+    let _quiet = quiet();
     for level in LEVELS {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
@@ -171,6 +172,7 @@ fn a_guard_that_is_continued_after_the_deadline_kills_though_it_was_extended_mea
 
 #[test]
 fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
+    let _quiet = quiet();
     for level in LEVELS {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
@@ -182,6 +184,7 @@ fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
 
 #[test]
 fn in_a_terminal_with_front_and_guard_frozen_the_command_is_dead_before_the_end() {
+    let _quiet = quiet();
     let world = World::on_files();
     let bystander = Mark::new();
     let mark = Mark::new();
@@ -262,6 +265,7 @@ fn with_front_and_guard_killed_at_once_the_group_is_dead() {
 
 #[test]
 fn a_stalled_runtime_does_not_save_the_tree_from_the_deadline() {
+    let _quiet = quiet();
     for level in LEVELS {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
@@ -276,6 +280,7 @@ fn a_stalled_runtime_does_not_save_the_tree_from_the_deadline() {
 
 #[test]
 fn everybody_frozen_for_ever_is_dead_before_the_end_as_far_as_the_group_goes() {
+    let _quiet = quiet();
     for level in LEVELS {
         let world = World::on_files();
         let freezer = TestCgroup::version_2();

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        OnceLock,
+        OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -273,6 +273,21 @@ pub(crate) fn hang(world: &World) -> File {
     let lock = File::open(path).expect("the store has a lock");
     lock.lock().expect("it can be locked");
     lock
+}
+
+/// Held by who makes the kernel fork without end, or by those who compare a tree's death with the
+/// lease's end: on a machine that is so busy nobody may wake up within the reserve, and then nothing
+/// is promised.
+static FORKING: RwLock<()> = RwLock::new(());
+
+/// Keeps tests away that would disturb a test of the deadline.
+pub(crate) fn quiet() -> RwLockReadGuard<'static, ()> {
+    FORKING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps tests of the deadline away.
+pub(crate) fn noise() -> RwLockWriteGuard<'static, ()> {
+    FORKING.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Asserts that it is earlier than the stored record's end.

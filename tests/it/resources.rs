@@ -13,7 +13,7 @@ use nix::{
 };
 
 use crate::{
-    processes::{LEVELS, Mark, TestCgroup, assert_before_the_end},
+    processes::{LEVELS, Mark, TestCgroup, assert_before_the_end, quiet},
     wait::{LIMIT, wait_until},
     world::{World, needs, now},
 };
@@ -109,6 +109,7 @@ fn without_processes_or_descriptors_it_ends_with_125_and_holds_nothing() {
 
 #[test]
 fn without_memory_and_front_the_tree_is_dead_before_the_end() {
+    let _quiet = quiet();
     for level in LEVELS {
         let world = World::on_files();
         let mark = Mark::new();
