@@ -240,10 +240,10 @@ fn a_strangers_cgroup_is_left_alone_whatever_it_is_called() {
     let path_of = |name: &str| outer.path().join(name);
     let inhabited = [
         "lease-exec-demo",
-        "lease-exec-1-2-0123456789abcdef",
-        "lease-exec-1-2-0123456789abcdef-3",
+        "lease-exec-1-01234567-0123456789abcdef",
+        "lease-exec-1-01234567-0123456789abcdef-3",
     ];
-    let empty = ["lease-exec-", "lease-exec-3-4-0123456789abcdef"];
+    let empty = ["lease-exec-", "lease-exec-3-01234567-0123456789abcdef"];
     for name in inhabited.iter().chain(&empty) {
         fs::create_dir(path_of(name)).expect("a cgroup can be made");
     }
