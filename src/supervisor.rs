@@ -314,9 +314,9 @@ impl Supervisor {
     /// Sends SIGTERM and SIGCONT to the command.
     ///
     /// Whoever does this is not stopped, and will have more to do at the deadline: front's own timer
-    /// moves on to three quarters of the kill budget after it.
+    /// moves on to seven eighths of the kill budget after it.
     pub fn terminate(&mut self) {
-        self.push_watchdog_to(Instant::now(), self.kill_budget / 4 * 3);
+        self.push_watchdog_to(Instant::now(), self.kill_budget / 8 * 7);
         self.tell(Order::Terminate);
     }
 

@@ -15,7 +15,7 @@ use super::sys::Pid;
 pub struct Options {
     /// How long killing may take, from the first SIGKILL to the proof that the tree is empty. The
     /// kernel's timers for guard and front are due a half and five eighths of it after the deadline,
-    /// that for a front which has seen the loss coming three quarters; after all of it the survivors are
+    /// that for a front which has seen the loss coming seven eighths; after all of it the survivors are
     /// named.
     pub kill_budget: Duration,
     /// The same for all whose commands exclude each other: what one of them has left behind must be
