@@ -1,29 +1,34 @@
 #!/usr/bin/env bash
 # Finds or builds a real Kubernetes control plane for the tests, and prints the directory that holds
-# etcd, etcdctl, kube-apiserver, kube-scheduler, kubectl and client-go-wrapper, which is our own program
-# on Kubernetes' client-go (tests/client-go). Nothing else goes to standard output.
+# etcd, etcdctl, kube-apiserver, kube-scheduler, kubectl and client-go-wrapper, which is this project's
+# own program on Kubernetes' client-go (tests/client-go). Nothing else goes to standard output.
 #
-# Usage: assets=$(tests/control-plane.sh)
+# Usage: assets=$(tests/control-plane.sh [oldest])
 #
-# With KUBEBUILDER_ASSETS set (the convention of the envtest tools), that directory is taken as it
-# is. etcd and kube-apiserver must be in it; kubectl may be in PATH instead. Tests that need a program
-# that is missing fail, and say so. client-go-wrapper is a command of tests/client-go/main.go, in a module
-# that requires k8s.io/client-go and k8s.io/apimachinery v0.20 or later. Otherwise, on Debian 12, the programs are built from
-# Debian's packages, once (some five minutes on two cores), and kept in
-# ${XDG_CACHE_HOME:-~/.cache}/lease-exec. Why from packages: they are signed, every mirror has them,
-# and a machine that can install software can reach them.
+# The newest control plane that can be had comes from the first of these that is there:
 #
-# The machine's own apt configuration and package lists are never changed. Only make, rsync and
-# dpkg-source get installed, if they are missing; everything else, the Go compiler included, is
-# unpacked beside the cache for as long as the build takes.
+# 1. KUBEBUILDER_ASSETS (the convention of the envtest tools), which is taken as it is. etcd and
+#    kube-apiserver must be in it; kubectl may be in PATH instead. Tests that need a program that is
+#    missing fail, and say so.
+# 2. Go, of the version in tests/client-go/go.mod or later, and a module proxy: the current
+#    Kubernetes, on any Linux. Go checks every module against tests/client-go/go.sum, and keeps them
+#    and its own cache where it always does.
+# 3. Debian 12's packages, which are signed, and which every mirror has: the oldest Kubernetes that
+#    the tests are for. The machine's own apt configuration and package lists are never changed. Only
+#    make, rsync and dpkg-source get installed, if they are missing; everything else, the Go compiler
+#    included, is unpacked beside the cache for as long as the build takes.
+#
+# With "oldest" only the last is tried. The exit code is 3 where nothing can be had. What is built is
+# kept in ${XDG_CACHE_HOME:-~/.cache}/lease-exec; each build takes some minutes on two cores.
 set -euo pipefail
 
 # The Debian release that has all this. A later one has a later Kubernetes, built in another way.
 readonly release=bookworm
 
-# Part of the cache directory's name: raise it when a change below, or in tests/client-go, changes what
-# is built.
-readonly recipe=2
+# Parts of the cache directories' names: raise them when a change below, or in tests/client-go,
+# changes what is built.
+readonly debian_recipe=2
+readonly current_recipe=1
 
 readonly components=(kube-apiserver kube-scheduler kubectl)
 
@@ -36,31 +41,20 @@ readonly peer_source
 as_root=()
 
 main() {
+    case ${1:-newest} in
+        newest) newest ;;
+        oldest) debians ;;
+        *) fail "expected nothing or \"oldest\", not \"$1\"" ;;
+    esac
+}
+
+newest() {
     if [[ -n ${KUBEBUILDER_ASSETS:-} ]]; then
         check_given_assets "$KUBEBUILDER_ASSETS"
         echo "$KUBEBUILDER_ASSETS"
-        return
+    elif ! current; then
+        debians
     fi
-
-    local architecture cache assets
-    check_release
-    architecture=$(dpkg --print-architecture)
-    cache=${XDG_CACHE_HOME:-$HOME/.cache}/lease-exec
-    assets=$cache/control-plane-$release-$architecture-$recipe
-
-    # The directory gets its name by one rename when it is complete, so that it exists is enough.
-    if [[ ! -d $assets ]]; then
-        mkdir -p "$cache"
-        # One build at a time. The kernel lets go of the lock when the last process of the build has
-        # ended, however it ended, so that a lock never outlives what it protects.
-        exec 9>"$cache/control-plane.lock"
-        flock --nonblock 9 || { say 'waiting for another build of the control plane'; flock 9; }
-        if [[ ! -d $assets ]]; then
-            build_in_scratch "$cache" "$assets"
-        fi
-        exec 9>&-
-    fi
-    echo "$assets"
 }
 
 check_given_assets() {
@@ -76,31 +70,120 @@ check_given_assets() {
         say "KUBEBUILDER_ASSETS is $1, where ${missing[*]} cannot be found: what needs them will fail"
 }
 
+# The current Kubernetes, or 1 if there is neither a kept build nor what it takes to make one.
+current() {
+    local version architecture
+    version=$(required k8s.io/kubernetes)
+    architecture=$(uname -m)
+    set_assets "kubernetes-$version-$architecture-$current_recipe"
+    if [[ ! -d $assets ]]; then
+        go_is_new_enough || return
+        lock_build
+        [[ -d $assets ]] || build_in_scratch build_current || return
+        unlock_build
+    fi
+    echo "$assets"
+}
+
+# The version that tests/client-go/go.mod takes of a module.
+required() {
+    awk -v module="$1" '$1 == module && $2 != "=>" { print substr($2, 2); exit }' "$peer_source/go.mod"
+}
+
+go_is_new_enough() {
+    local wanted present
+    wanted=$(awk '$1 == "go" { print $2; exit }' "$peer_source/go.mod")
+    # This is the machine's own Go. It would fetch a newer one if it were allowed to.
+    present=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || return
+    present=${present#go}
+    [[ $(printf '%s\n' "$wanted" "$present" | sort --version-sort | head -n 1) == "$wanted" ]] || {
+        say "Go $present is too old for the current Kubernetes, which takes $wanted"
+        return 1
+    }
+}
+
+debians() {
+    check_release
+    set_assets "$release-$(dpkg --print-architecture)-$debian_recipe"
+    if [[ ! -d $assets ]]; then
+        lock_build
+        [[ -d $assets ]] || build_in_scratch build_debians
+        unlock_build
+    fi
+    echo "$assets"
+}
+
 check_release() {
     local codename=
     if [[ -r /etc/os-release ]]; then
         # shellcheck source=/dev/null
         codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     fi
-    [[ $codename == "$release" ]] || fail "this builds a control plane on Debian $release only;" \
-        'elsewhere set KUBEBUILDER_ASSETS to a directory with etcd, kube-apiserver, kubectl,' \
-        "kube-scheduler and $peer"
+    [[ $codename == "$release" ]] && return
+    say "this builds a control plane with Go" \
+        "$(awk '$1 == "go" { print $2; exit }' "$peer_source/go.mod") and a module proxy, or on Debian" \
+        "$release; elsewhere set KUBEBUILDER_ASSETS to a directory with etcd, etcdctl, kube-apiserver," \
+        "kube-scheduler, kubectl and $peer"
+    exit 3
+}
+
+# === Builds ===
+
+# The directory of a control plane. It gets its name by one rename when it is complete, so that it
+# exists is enough.
+set_assets() {
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/lease-exec
+    assets=$cache/control-plane-$1
+}
+
+# One build at a time. The kernel lets go of the lock when the last process of the build has ended,
+# however it ended, so that a lock never outlives what it protects.
+lock_build() {
+    mkdir -p "$cache"
+    exec 9>"$cache/control-plane.lock"
+    flock --nonblock 9 || { say 'waiting for another build of a control plane'; flock 9; }
+}
+
+unlock_build() {
+    exec 9>&-
 }
 
 # Builds in a directory beside the final one, so that the last step is a rename on one file system.
+# Returns 1 if the build says that it is impossible here.
 build_in_scratch() {
-    local cache=$1 assets=$2
-    # We hold the lock: whatever is still there was left by a build that was killed.
+    # The lock is held: whatever is still there was left by a build that was killed.
     rm -rf "$cache"/control-plane-scratch.*
     scratch=$(mktemp -d "$cache/control-plane-scratch.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
     # apt run by root downloads as another user, where that user can reach the directory.
     chmod 755 "$scratch"
+    mkdir "$scratch/assets"
     # Beside the scratch directory, because it must outlive a failure.
-    log=$cache/control-plane-build.log
+    log=$assets.log
     : >"$log"
-    say "building the control plane once, into $assets (log: $log)"
+    say "building a control plane once, into $assets (log: $log)"
 
+    local status=0
+    "$1" || status=$?
+    ((status != 0)) || mv "$scratch/assets" "$assets" || fail "failed to make $assets"
+    rm -rf "$scratch"
+    trap - EXIT
+    ((status == 0)) || return "$status"
+    say 'the control plane is ready'
+}
+
+build_current() {
+    # A step that fails ends this shell, and that there is no module proxy must not.
+    if ! with_go go mod download >>"$log" 2>&1; then
+        say "there is no module proxy to be had, so the current Kubernetes can't be built (log: $log)"
+        return 1
+    fi
+    step "compiling etcd and etcdctl" compile_current_etcd
+    step "compiling ${components[*]} $peer, which takes minutes" compile_current_kubernetes
+    step 'asking the programs for their versions' print_versions
+}
+
+build_debians() {
     step "reading the package index of Debian $release" read_package_index
     install_missing_tools
     step 'fetching etcd and Go' unpack_packages etcd-server etcd-client golang-1.19-go golang-1.19-src
@@ -108,10 +191,7 @@ build_in_scratch() {
     step 'replacing two libraries in it' replace_vendored_libraries
     step "compiling ${components[*]} $peer, which takes minutes" compile_kubernetes
     step 'keeping the programs' collect_programs
-    mv "$scratch/assets" "$assets"
-    rm -rf "$scratch"
-    trap - EXIT
-    say 'the control plane is ready'
+    step 'asking the programs for their versions' print_versions
 }
 
 # Runs one step of the build, with its output in the log.
@@ -132,7 +212,47 @@ step() {
     fi
 }
 
-# === Packages ===
+print_versions() {
+    cd "$scratch/assets"
+    ./etcd --version
+    ./kube-apiserver --version
+    ./kube-scheduler --version
+    ./kubectl version --client
+}
+
+# === The current Kubernetes, by Go ===
+
+# Go in the directory of the module, and as the machine has it: neither its toolchain nor what is
+# compiled depends on the caller's flags.
+with_go() {
+    (cd "$peer_source" && env -u GOFLAGS -u GOOS -u GOARCH -u GOEXPERIMENT GOTOOLCHAIN=local GOWORK=off \
+        CGO_ENABLED=0 "$@")
+}
+
+# Usage: compile OUTPUT LINKER_FLAGS PACKAGE...
+compile() {
+    with_go go build -mod=readonly -trimpath -ldflags "-s -w $2" -o "$scratch/assets/$1" "${@:3}"
+}
+
+compile_current_etcd() {
+    compile etcd '' go.etcd.io/etcd/server/v3
+    compile etcdctl '' go.etcd.io/etcd/etcdctl/v3
+}
+
+compile_current_kubernetes() {
+    local version package flags=
+    version=$(required k8s.io/kubernetes)
+    # The programs' version comes from git otherwise, and a module has none.
+    for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+        flags+=" -X $package.gitVersion=v$version -X $package.gitMajor=$(cut -d. -f1 <<<"$version")"
+        flags+=" -X $package.gitMinor=$(cut -d. -f2 <<<"$version")"
+    done
+    # One call, which compiles what they share once. Each gets the name of its directory.
+    compile '' "$flags" "${components[@]/#/k8s.io/kubernetes/cmd/}"
+    compile "$peer" "$flags" .
+}
+
+# === Debian's packages ===
 
 # Makes a package index of our own: that of the Debian release alone, with its sources. Where the
 # packages come from is read from the machine's own entries, so that a mirror or a proxy that is
@@ -190,6 +310,7 @@ apt() {
         --option Dir::Etc::SourceList=/dev/null \
         --option Dir::Etc::SourceParts="$scratch/apt/sources" \
         --option Dir::State::Lists="$scratch/apt/lists" \
+        --option DPkg::Lock::Timeout=600 \
         --option Dir::Cache::pkgcache= \
         --option Dir::Cache::srcpkgcache= \
         "$@"
@@ -226,8 +347,6 @@ unpack_packages() {
         dpkg-deb --extract "$package"_*.deb "$scratch/root"
     done
 }
-
-# === Kubernetes ===
 
 # apt checks the source against the signed index before it unpacks it.
 fetch_kubernetes() {
@@ -276,15 +395,11 @@ END
 }
 
 collect_programs() {
-    mkdir "$scratch/assets"
     cp "$scratch"/root/usr/bin/{etcd,etcdctl} "$scratch/assets"
-    local component
-    for component in "${components[@]}"; do
-        cp -L "$scratch/source/kubernetes/_output/bin/$component" "$scratch/assets"
-        "$scratch/assets/$component" --version 2>/dev/null || "$scratch/assets/$component" version --client
+    local program
+    for program in "${components[@]}" "$peer"; do
+        cp -L "$scratch/source/kubernetes/_output/bin/$program" "$scratch/assets"
     done
-    cp -L "$scratch/source/kubernetes/_output/bin/$peer" "$scratch/assets"
-    "$scratch/assets/etcd" --version
 }
 
 # === Words to the user ===
@@ -298,4 +413,4 @@ fail() {
     exit 1
 }
 
-main
+main "$@"

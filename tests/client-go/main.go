@@ -6,8 +6,9 @@
 // that it adds what a command needs: SIGTERM, a grace, SIGKILL, all of it to the one process that it
 // has started. It makes no mistake on purpose; where it may do better or worse, it has an option.
 //
-// tests/control-plane.sh compiles it with the source of Kubernetes, whose client-go it then is. Who
-// changes this file raises the recipe there.
+// tests/control-plane.sh compiles it twice: in this module, with the client-go of the current
+// Kubernetes, and in Debian's source of Kubernetes, with the one there. A change of this file raises
+// both recipes in that script.
 package main
 
 import (

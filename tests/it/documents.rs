@@ -308,6 +308,25 @@ fn owned(table: &[(&str, &str)]) -> Vec<(String, String)> {
         .collect()
 }
 
+// === Kubernetes ===
+
+#[test]
+fn the_documents_name_the_versions_of_kubernetes_that_are_tested() {
+    let module = include_str!("../client-go/go.mod");
+    let current = module
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"))
+        .and_then(|version| version.rsplit_once('.'))
+        .expect("go.mod names the current Kubernetes")
+        .0;
+    // The oldest is that of Debian 12.
+    let tested = format!("tested with 1.20 and {current}");
+    for (name, document) in [("README", README), ("the manual", MANUAL)] {
+        assert!(document.contains(&tested), "{name} does not say {tested:?}");
+    }
+    assert!(README.contains(&format!("Kubernetes {current}, compiled once")));
+}
+
 // === The command's environment ===
 
 #[test]
