@@ -3,7 +3,8 @@
 # output. The first time it takes minutes.
 #
 # It is what the Dockerfile builds, for this machine's architecture, linked with musl. Where the
-# toolchain has no musl and none can be had, it is linked with glibc, as statically; that says so.
+# toolchain has no musl (tests/tools.sh fetches it where it can), it is linked with glibc, as
+# statically; that says so.
 #
 # Usage: binary=$(tests/static-binary.sh)
 set -euo pipefail
@@ -20,7 +21,7 @@ main() {
     local host machine
     host=$(rustc --version --verbose | sed -n 's/^host: //p')
     machine=${host%%-*}
-    if has_musl "$machine"; then
+    if [[ -d $(rustc --print target-libdir --target "$machine-unknown-linux-musl") ]]; then
         # See the Dockerfile.
         export "CC_${machine}_unknown_linux_musl=${CC:-cc}"
         build "$machine-unknown-linux-musl" -C link-arg=-Wl,-z,pack-relative-relocs
@@ -30,13 +31,6 @@ main() {
         export RUSTFLAGS='-C target-feature=+crt-static'
         build "$host" -C link-arg=-Wl,-z,pack-relative-relocs
     fi
-}
-
-# Whether Rust's standard library is there for musl; it is fetched if it is not.
-has_musl() {
-    local target=$1-unknown-linux-musl
-    [[ -d $(rustc --print target-libdir --target "$target") ]] && return
-    [[ -n $(type -P rustup) ]] && timeout 120 rustup target add "$target" >&2
 }
 
 # Usage: build TARGET FLAG_FOR_THE_LAST_STEP...

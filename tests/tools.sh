@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs those of the given programs that are missing, from Debian's packages. With nothing
-# missing it does nothing, and needs neither root nor Debian.
+# Installs those of the given programs that are missing, from Debian's packages or, where they are
+# parts of Rust, with rustup. With nothing missing it does nothing, and needs neither root nor Debian.
 #
 # Usage: tests/tools.sh PROGRAM...
 set -euo pipefail
@@ -10,13 +10,17 @@ main() {
     for program in "$@"; do
         is_there "$program" || missing+=("$program")
     done
-    ((${#missing[@]} > 0)) || return 0
-
     for program in "${missing[@]}"; do
-        # Several words are several packages.
-        # shellcheck disable=SC2207
-        packages+=($(packages_of "$program"))
+        case $program in
+            clippy | musl | rustfmt) add_to_rust "$program" ;;
+            *)
+                # Several words are several packages.
+                # shellcheck disable=SC2207
+                packages+=($(packages_of "$program"))
+                ;;
+        esac
     done
+    ((${#packages[@]} > 0)) || return 0
     [[ -n $(type -P apt-get) ]] ||
         fail "please install ${missing[*]} (only on Debian can this be done for you)"
     local as_root=()
@@ -39,8 +43,26 @@ is_there() {
     case $1 in
         # Only a static one runs in a container that has no libraries.
         busybox) [[ -n $(type -P busybox) ]] && ! ldd "$(type -P busybox)" &>/dev/null ;;
+        # rustup leaves a program of that name also where the component is missing.
+        clippy) cargo clippy --version &>/dev/null ;;
+        musl) [[ -d $(rustc --print target-libdir --target "$(musl_target)") ]] ;;
+        rustfmt) cargo fmt --version &>/dev/null ;;
         *) [[ -n $(type -P "$1") ]] ;;
     esac
+}
+
+add_to_rust() {
+    local what=(component add "$1")
+    [[ $1 != musl ]] || what=(target add "$(musl_target)")
+    echo "tools: rustup ${what[*]}" >&2
+    [[ -n $(type -P rustup) ]] && timeout 120 rustup "${what[@]}" >&2 && return
+    # The static binary can be linked with another libc.
+    [[ $1 == musl ]] || fail "please install $1 for this Rust, which rustup can't do here"
+    echo 'tools: there is no musl for Rust here, so the static binary will be linked with glibc' >&2
+}
+
+musl_target() {
+    rustc --version --verbose | sed -n 's/^host: \([^-]*\)-.*/\1-unknown-linux-musl/p'
 }
 
 packages_of() {
