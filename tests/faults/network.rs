@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use crate::tally;
+use crate::{arena::Verdict, tally};
 
 /// The bridge that nodes are connected to. It goes with its cage.
 pub(crate) struct Network {
@@ -63,7 +63,10 @@ impl Network {
             nodes: AtomicUsize::new(0),
         };
         let bridge = &network.name;
-        ip(&["link", "add", bridge, "type", "bridge"]);
+        // An address of its own. Otherwise it has that of its lowest port, and when other lanes'
+        // ports come and go it changes, at which the kernel forgets all neighbours.
+        let card = ["address", "02:00:00:00:01:00"];
+        ip(&[&["link", "add", bridge], &card[..], &["type", "bridge"]].concat());
         ip(&["address", "add", &format!("{address}/24"), "dev", bridge]);
         ip(&["link", "set", bridge, "up"]);
         network
@@ -102,11 +105,13 @@ impl Network {
 }
 
 impl Namespace {
+    /// Cuts the link until it is mended.
     pub(crate) fn cut(&self, cut: Cut) {
         let (node, gateway) = (self.address.to_string(), self.gateway.to_string());
-        // Frames to a card that nobody has.
-        let nowhere = ["lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev"];
-        let replace = |to| [&["neighbour", "replace", to][..], &nowhere].concat();
+        let replace = |to| {
+            let permanent = ["lladdr", NOWHERE, "nud", "permanent", "dev"];
+            [&["neighbour", "replace", to][..], &permanent].concat()
+        };
         match cut {
             Cut::Down => {
                 ip(&["link", "set", &self.port, "down"]);
@@ -118,10 +123,15 @@ impl Namespace {
                 ip(&[&replace(&node)[..], &[&self.bridge]].concat());
             }
         }
-        tally::count(cut.name());
+        self.stir();
     }
 
-    pub(crate) fn mend(&self, cut: Cut) {
+    /// Ends a cut, which counts only if nothing else has ended it before.
+    pub(crate) fn mend(&self, cut: Cut) -> Verdict {
+        if !self.is_cut(cut) {
+            return Err(format!("the cut {cut:?} was healed before its time"));
+        }
+        tally::count(cut.name());
         let (node, gateway) = (self.address.to_string(), self.gateway.to_string());
         let delete = ["neighbour", "del"];
         match cut {
@@ -132,8 +142,36 @@ impl Namespace {
             }
             Cut::Answers => ip(&[&delete[..], &[&node, "dev", &self.bridge]].concat()),
         };
+        Ok(())
+    }
+
+    fn is_cut(&self, cut: Cut) -> bool {
+        let (node, gateway) = (self.address.to_string(), self.gateway.to_string());
+        let list = ["-o", "neighbour", "show", "nud", "permanent", "to"];
+        match cut {
+            Cut::Down => !ip(&["-o", "link", "show", "up", "dev", &self.port]).contains(&self.port),
+            Cut::Requests => {
+                let own = ["-n", &self.name];
+                ip(&[&own[..], &list, &[&gateway]].concat()).contains(NOWHERE)
+            }
+            Cut::Answers => ip(&[&list[..], &[&node]].concat()).contains(NOWHERE),
+        }
+    }
+
+    /// A port comes and goes, as those of other lanes do: one with the lowest address of all.
+    fn stir(&self) {
+        let (port, [.., last]) = (format!("{}s", self.port), self.address.octets());
+        let card = format!("02:00:00:00:00:{last:02x}");
+        let card = ["address", &card, "type", "veth"];
+        let peer = ["peer", "name", "stir", "netns", &self.name];
+        ip(&[&["link", "add", &port], &card[..], &peer].concat());
+        ip(&["link", "set", &port, "master", &self.bridge, "up"]);
+        ip(&["link", "del", &port]);
     }
 }
+
+/// A card that nobody has.
+const NOWHERE: &str = "02:00:00:00:00:01";
 
 impl Drop for Namespace {
     fn drop(&mut self) {

@@ -223,9 +223,9 @@ fn network(arena: &mut Arena, term: &Term, cut: Cut) -> Verdict {
     arena.note(&format!("node {node}: {cut:?} for {window:?}"));
     arena.namespace(node)?.cut(cut);
     let passed = arena.pass(window);
-    arena.namespace(node)?.mend(cut);
+    let mended = arena.namespace(node)?.mend(cut);
     arena.note("mended");
-    passed
+    passed.and(mended)
 }
 
 /// The API server or etcd fails, for all nodes.
@@ -311,7 +311,7 @@ fn mix(arena: &mut Arena) -> Verdict {
             .between(Duration::from_millis(300), Duration::from_secs(3));
         arena.pass(time)?;
         if let Some(cut) = cut {
-            arena.namespace(node)?.mend(cut);
+            arena.namespace(node)?.mend(cut)?;
         }
         if arena.random.percent(40) {
             arena.afflict(node, &[]);
