@@ -27,6 +27,7 @@ mod client;
 mod config;
 mod exec;
 mod failure;
+mod impersonation;
 mod proxy;
 mod watch;
 

@@ -1,6 +1,7 @@
 //! Connections to the API server: as whom, to where, and by which way.
 
 mod credentials;
+mod impersonation;
 mod way;
 
 use std::{
@@ -97,52 +98,6 @@ fn assert_refused(finished: &Finished, code: i32, texts: &[&str]) {
 }
 
 // === Who, and where ===
-
-#[test]
-fn impersonation_needs_the_right_and_then_counts_as_the_other_user() {
-    let control_plane = ControlPlane::shared();
-    let world = World::on_kubernetes();
-    let namespace = world.namespace();
-    let [boss, worker] = ["boss", "worker"].map(|name| format!("{name}-{namespace}"));
-    control_plane.grant(namespace, &worker, VERBS);
-    wait_for_status(&world, &User::named(&worker), 404);
-    let kubeconfig = kubeconfig(&world, User::named(&boss), |_| {});
-    let run = || {
-        lease_exec(&world, &kubeconfig)
-            .args(["-q", "--no-wait", "--as", &worker])
-            .command(["true"])
-            .run()
-    };
-    let rule = json!({
-        "apiGroups": [""],
-        "resources": ["users"],
-        "resourceNames": [worker],
-        "verbs": ["impersonate"],
-    });
-    let shown = format!(
-        "{{apiGroups: [\"\"], resources: [users], resourceNames: [{worker:?}], verbs: [impersonate]}}"
-    );
-    assert_refused(&run(), 77, &[&boss, &worker, "ClusterRole", &shown]);
-    assert!(world.lease().is_none());
-
-    // Exactly the rule that the message names.
-    let role = json!({"metadata": {"name": boss}, "rules": [rule]});
-    let group = "rbac.authorization.k8s.io";
-    let binding = json!({
-        "metadata": {"name": boss},
-        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": boss},
-        "subjects": [{"apiGroup": group, "kind": "User", "name": boss}],
-    });
-    for (kind, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
-        let path = format!("/apis/{group}/v1/{kind}");
-        let (status, answer) = control_plane.raw(Method::POST, &path, Some(object));
-        assert_eq!(status, 201, "{answer}");
-    }
-    wait_until("the new right arrives", LIMIT, || {
-        (run().status.code() == Some(0)).then_some(())
-    });
-    assert_eq!(world.holder(), "");
-}
 
 #[test]
 fn without_the_right_to_create_the_message_holds_the_rule_all_the_same() {

@@ -29,6 +29,7 @@ use hyper_util::{
 };
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 use kube::client::{Body, Client, ClientBuilder, ConfigExt};
+use kube::config::AuthInfo;
 use tower::{BoxError, ServiceBuilder, util::option_layer};
 
 use super::{
@@ -53,6 +54,9 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<Duration>,
     /// What may explain a 401, from what we know of our credentials.
     pub(super) remark: Option<String>,
+    /// With a 403, the user in whose name the request was sent, who may be another than the one that
+    /// the server knows.
+    pub(super) acting_as: Option<AuthInfo>,
 }
 
 /// The way to one API server.
@@ -167,6 +171,12 @@ impl Connections {
     pub(super) async fn read(&self, response: Response<Body>) -> Result<Answer, Failure> {
         let (head, body) = response.into_parts();
         let mut remark = None;
+        let mut acting_as = None;
+        if head.status == http::StatusCode::FORBIDDEN {
+            let state = self.state();
+            let connector = state.connector.as_ref();
+            acting_as = connector.map(|connector| connector.config.auth_info.clone());
+        }
         if head.status == http::StatusCode::UNAUTHORIZED {
             let mut state = self.state();
             state.rejected = true;
@@ -191,6 +201,7 @@ impl Connections {
                 .map(Duration::from_secs)
                 .filter(|wish| !wish.is_zero()),
             remark,
+            acting_as,
         })
     }
 

@@ -8,7 +8,7 @@ use kube::client::{AuthError, RustlsTlsError};
 use rustls::CertificateError;
 use serde_json::Value;
 
-use super::{Target, client::Answer};
+use super::{Target, client::Answer, impersonation};
 use crate::lease::{Failure, FailureKind};
 
 /// A failure without a wish of the server's.
@@ -39,7 +39,7 @@ pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
             FailureKind::NoNamespace,
             format!("the namespace {:?} is being deleted", target.namespace),
         ),
-        403 => (FailureKind::Forbidden, forbidden(&status, target)),
+        403 => (FailureKind::Forbidden, forbidden(&status, answer, target)),
         404 if status.kind() == Some("namespaces") => (
             FailureKind::NoNamespace,
             format!("the namespace {:?} does not exist", target.namespace),
@@ -178,76 +178,74 @@ impl Status {
             && let Some((user, rest)) = rest.split_once("\" cannot ")
         {
             return Some(match rest.split(' ').next()? {
-                "impersonate" => Denial::Impersonate {
-                    user,
-                    resource: self.kind()?,
-                    name: body["details"]["name"].as_str()?,
-                },
+                verb if verb.starts_with("impersonate") => Denial::Impersonation { user },
+                "create" => Denial::Creation { user: Some(user) },
                 verb => Denial::Lease { user, verb },
             });
         }
         // The right to create by a PUT is asked for when the object proves absent, and of that
-        // question the server repeats neither user nor verb; RBAC's own reason is empty, or names
-        // roles that it could not find. Whoever else forbids something says why.
+        // question older servers, such as 1.20, repeat neither user nor verb; RBAC's own reason is
+        // empty, or names roles that it could not find. Whoever else forbids something says why.
         let (_, reason) = message.split_once(" is forbidden:")?;
         let reason = reason.trim();
-        (reason.is_empty() || reason.starts_with("RBAC: ")).then_some(Denial::Creation)
+        let is_rbac = reason.is_empty() || reason.starts_with("RBAC: ");
+        is_rbac.then_some(Denial::Creation { user: None })
     }
 }
 
 /// What RBAC refused.
 enum Denial<'a> {
-    /// A verb on the lease.
+    /// To act as another user.
+    Impersonation { user: &'a str },
+    /// To make the lease, which is absent; older servers do not say to whom.
+    Creation { user: Option<&'a str> },
+    /// Any other verb on the lease.
     Lease { user: &'a str, verb: &'a str },
-    /// To act as somebody else; `resource` is what kind of somebody, such as `users`.
-    Impersonate {
-        user: &'a str,
-        resource: &'a str,
-        name: &'a str,
-    },
-    /// To make the lease, which is absent; it is not said whom.
-    Creation,
 }
 
 /// A 403 by RBAC gets the rule that cures it; any other (an admission webhook, a quota) stays as the
 /// server said it.
-fn forbidden(status: &Status, target: &Target) -> String {
+fn forbidden(status: &Status, answer: &Answer, target: &Target) -> String {
     let Target { namespace, name } = target;
     let role = format!(
         "a Role in the namespace {namespace:?} with the rule {{apiGroups: [coordination.k8s.io], resources: [leases], \
          resourceNames: [{name}], verbs: [get, create, update, watch]}}"
     );
-    match status.denial() {
-        None => format!("the API server forbids it ({})", status.sentence(403)),
+    let said = status.sentence(403);
+    let said = said.trim_end_matches(':');
+    let cured = match status.denial() {
+        None => None,
         Some(
-            Denial::Lease {
-                user: ANONYMOUS, ..
+            Denial::Impersonation { user: ANONYMOUS }
+            | Denial::Creation {
+                user: Some(ANONYMOUS),
             }
-            | Denial::Impersonate {
+            | Denial::Lease {
                 user: ANONYMOUS, ..
             },
-        ) => format!(
+        ) => Some(format!(
             "the API server takes us for {ANONYMOUS}: the configuration holds no credentials that it knows"
-        ),
-        Some(Denial::Lease { user, verb }) => {
-            format!(
-                "the user {user:?} may not {verb} the lease {namespace}/{name}; bind to it {role}"
-            )
+        )),
+        // Where the configuration names nobody to impersonate, something in between does.
+        Some(Denial::Impersonation { user }) => answer
+            .acting_as
+            .as_ref()
+            .and_then(|auth| impersonation::refused(user, auth)),
+        Some(Denial::Creation { user }) => {
+            let (said, user) = match user {
+                Some(user) => (String::new(), format!(" {user:?}")),
+                None => (format!(" ({said})"), String::new()),
+            };
+            Some(format!(
+                "the lease {namespace}/{name} does not exist, and the right to create it is missing{said}; make the \
+                 lease, or bind to the user{user} {role}"
+            ))
         }
-        Some(Denial::Impersonate {
-            user,
-            resource,
-            name,
-        }) => format!(
-            "the user {user:?} may not impersonate {name:?}; bind to it a ClusterRole with the rule \
-             {{apiGroups: [\"\"], resources: [{resource}], resourceNames: [{name:?}], verbs: [impersonate]}}"
-        ),
-        Some(Denial::Creation) => format!(
-            "the lease {namespace}/{name} does not exist, and the right to create it is missing ({}); make the lease, \
-             or bind to the user {role}",
-            status.sentence(403).trim_end_matches(':')
-        ),
-    }
+        Some(Denial::Lease { user, verb }) => Some(format!(
+            "the user {user:?} may not {verb} the lease {namespace}/{name}; bind to it {role}"
+        )),
+    };
+    cured.unwrap_or_else(|| format!("the API server forbids it ({said})"))
 }
 
 /// Why no answer came, and what to do before the next attempt.
