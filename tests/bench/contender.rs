@@ -22,7 +22,7 @@ use crate::{
     control_plane::{ControlPlane, User},
     stamp::Stamps,
     wait::{LIMIT, wait_until},
-    world::{LEASE, clean_environment},
+    world::LEASE,
 };
 
 /// Who is compared; in this order they take turns.
@@ -190,7 +190,6 @@ impl Ground {
             Contender::Etcdctl => self.control_plane.etcdctl(),
             _ => Command::new(self.program(contender)),
         };
-        clean_environment(&mut command);
         match contender {
             Contender::Kube => {
                 let kubeconfig = ["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()];

@@ -18,6 +18,8 @@ use std::{
 use nix::sys::signal::Signal;
 
 mod launch;
+#[path = "../support/surroundings.rs"]
+mod surroundings;
 
 #[expect(dead_code, unused_imports, reason = "the tests use more of it")]
 #[path = "../it"]

@@ -16,6 +16,8 @@ use std::{
     process::{Command, ExitCode, ExitStatus, Stdio},
 };
 
+use crate::surroundings;
+
 /// Runs a benchmark as the command line asks for it; `None` asks for help.
 pub(crate) fn launch<C>(
     choice: Result<Option<C>, String>,
@@ -23,7 +25,11 @@ pub(crate) fn launch<C>(
     run: impl FnOnce(&C),
 ) -> ExitCode {
     match choice {
-        Ok(Some(choice)) if env::var_os(DIRECTORY).is_some() => run(&choice),
+        Ok(Some(choice)) if env::var_os(DIRECTORY).is_some() => {
+            // SAFETY: nobody has started a thread.
+            unsafe { surroundings::settle() };
+            run(&choice);
+        }
         Ok(Some(_)) => return run_again(),
         Ok(None) => writeln!(stdout(), "{usage}").expect("stdout can be written"),
         Err(problem) => {

@@ -18,6 +18,8 @@ mod requests;
 mod stamp;
 mod statistics;
 mod stub;
+#[path = "../support/surroundings.rs"]
+mod surroundings;
 mod take_over;
 mod tap;
 

@@ -1,7 +1,6 @@
 //! Processes as /proc shows them: a tree, what each takes, and how often each runs.
 
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     path::Path,
     process::{Child, Command, Stdio},
@@ -146,12 +145,8 @@ impl First {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(stderr).expect("an output file can be made"));
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => first.env(name, value),
-                None => first.env_remove::<&OsStr>(name),
-            };
-        }
+        let variables = command.get_envs();
+        first.envs(variables.filter_map(|(name, value)| Some((name, value?))));
         let child = first.spawn();
         Self(child.unwrap_or_else(|err| panic!("failed to start {first:?}: {err}")))
     }

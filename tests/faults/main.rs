@@ -25,6 +25,9 @@ mod statistics;
 mod tally;
 mod witness;
 
+#[path = "../support/surroundings.rs"]
+mod surroundings;
+
 #[path = "../it"]
 mod it {
     //! What the integration tests have to offer.
@@ -60,6 +63,8 @@ fn main() -> ExitCode {
     {
         return witness::run(role, Path::new(directory));
     }
+    // SAFETY: nobody has started a thread.
+    unsafe { surroundings::settle() };
     match Arguments::parse() {
         Ok(arguments) => run(arguments),
         Err(problem) => {

@@ -20,7 +20,6 @@ use crate::{
     proxy::Link,
     tally,
     witness::{self, Shape},
-    world::clean_environment,
 };
 
 /// A node, whose instance contends for one lease.
@@ -107,7 +106,6 @@ impl Node {
         let messages = File::create(self.message_file(self.runs)).expect("a file can be made");
         let Setup { shape, .. } = &self.setup;
         let mut command = Command::new("sh");
-        clean_environment(&mut command);
         let child = command
             .args(["-c", "echo $$ >\"$0\" && exec \"$@\""])
             .arg(self.setup.cgroup.join("cgroup.procs"))

@@ -25,6 +25,7 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Value, json};
 
+use crate::surroundings::as_the_caller;
 use crate::wait::{LIMIT, try_wait_until};
 use crate::world::LEASE;
 
@@ -483,7 +484,7 @@ fn programs() -> &'static Path {
     PROGRAMS.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/control-plane.sh");
         // Its messages are shown: the first time, it takes minutes.
-        let output = Command::new(&script)
+        let output = as_the_caller(&mut Command::new(&script))
             .stderr(Stdio::inherit())
             .output()
             .unwrap_or_else(|err| panic!("failed to run {}: {err}", script.display()));

@@ -16,6 +16,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::control_plane::ControlPlane;
+use crate::surroundings::as_the_caller;
 
 #[test]
 fn image_is_one_file_run_as_an_unprivileged_user() {
@@ -131,12 +132,11 @@ fn term_while_waiting_ends_a_container() {
     podman.args(["/busybox", "echo", "never"]);
     waiting.args(["-c", "exec \"$@\" 2>&1", "sh"]);
     waiting.arg(podman.get_program()).args(podman.get_args());
-    for (name, value) in podman.get_envs() {
-        match value {
-            Some(value) => waiting.env(name, value),
-            None => waiting.env_remove(name),
-        };
-    }
+    waiting.envs(
+        podman
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     let mut waiting = Piped::start(&mut waiting);
     while !waiting.line().contains("somebody else holds the lease") {}
 
@@ -296,7 +296,6 @@ impl Image {
         let mut podman = Command::new("podman");
         podman
             .env("CONTAINERS_CONF", directory.join("containers.conf"))
-            .env_remove("CONTAINER_HOST")
             .arg("--root")
             .arg(directory.join("root"))
             .arg("--runroot")
@@ -391,7 +390,7 @@ pub(crate) fn static_binary() -> &'static Path {
     BINARY.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/static-binary.sh");
         // Its messages are shown: the first time, it takes minutes.
-        let path = stdout(Command::new(script).stderr(Stdio::inherit()));
+        let path = stdout(as_the_caller(&mut Command::new(script)).stderr(Stdio::inherit()));
         path.trim_end().into()
     })
 }

@@ -1,5 +1,6 @@
 //! The whole program, on real parts: real processes, a real API server, a real container runtime.
 
+mod anywhere;
 mod at_rest;
 mod bad_input;
 mod client_go;
@@ -37,6 +38,19 @@ mod terminal;
 mod terminal_groups;
 mod wait;
 mod world;
+
+#[path = "../support/surroundings.rs"]
+mod surroundings;
+
+/// libtest has no place for this: when it runs the first test, there is more than one thread.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = before_main;
+
+extern "C" fn before_main() {
+    // SAFETY: what the C library runs before `main` it runs in the only thread.
+    unsafe { surroundings::settle() };
+}
 
 #[path = "../bench/memory.rs"]
 #[expect(dead_code, reason = "the benchmark uses all of it, and this only some")]

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{
     wait::{LIMIT, try_wait_until, wait_until},
-    world::{Invocation, LEASE, Running, World, clean_environment, is_alive, now},
+    world::{Invocation, LEASE, Running, World, is_alive, now},
 };
 
 /// With which means of its own lease-exec has to get along.
@@ -226,7 +226,6 @@ impl InTerminal {
         );
         fs::write(&session, script).expect("it can be written");
         let mut terminal = Command::new("script");
-        clean_environment(&mut terminal);
         let terminal = terminal
             .args(["--quiet", "--return", "--command"])
             // The group is a job of a shell's, as it is where people work. Otherwise the end of the

@@ -15,7 +15,7 @@ use nix::{
 
 use crate::{
     wait::{LIMIT, try_wait_until},
-    world::{World, clean_environment},
+    world::World,
 };
 
 /// A terminal. Dropping it hangs it up, and kills whoever leads its session.
@@ -61,7 +61,6 @@ impl Terminal {
             .expect("it can be opened");
         let again = |file: &File| file.try_clone().expect("a descriptor can be copied");
         let mut command = Command::new(argv[0]);
-        clean_environment(&mut command);
         let (mark, value) = world.mark();
         let session = command
             .args(&argv[1..])

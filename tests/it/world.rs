@@ -127,7 +127,6 @@ impl<'a> World<'a> {
     /// Another program, which is to start lease-exec.
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Invocation {
         let mut command = Command::new(program);
-        clean_environment(&mut command);
         command.stdin(Stdio::null());
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         Invocation {
@@ -407,12 +406,8 @@ impl Invocation {
             .arg(self.command.get_program())
             .args(self.command.get_args())
             .stdin(Stdio::null());
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        let variables = self.command.get_envs();
+        command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
         self.command = command;
         self
     }
@@ -585,23 +580,4 @@ pub(crate) fn is_alive(pid: i32) -> bool {
         .next()
         .and_then(|rest| rest.split_whitespace().next());
     !matches!(state, Some("Z" | "X"))
-}
-
-/// Takes away what the developer's own environment might decide.
-pub(crate) fn clean_environment(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        let decides = name.starts_with("LEASE_")
-            || name.to_lowercase().ends_with("_proxy")
-            || [
-                "KUBECONFIG",
-                "POD_NAME",
-                "POD_NAMESPACE",
-                "KUBERNETES_SERVICE_HOST",
-            ]
-            .contains(&name.as_ref());
-        if decides {
-            command.env_remove(name.as_ref());
-        }
-    }
 }

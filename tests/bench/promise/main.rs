@@ -12,6 +12,8 @@ mod gate;
 #[path = "../launch.rs"]
 mod launch;
 mod scenario;
+#[path = "../../support/surroundings.rs"]
+mod surroundings;
 mod witness;
 
 #[expect(dead_code, unused_imports, reason = "the tests use more of it")]

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{ControlPlane, ElectionTimes, User};
+use crate::surroundings::as_the_caller;
 use crate::wait::{LIMIT, wait_until};
 
 #[test]
@@ -223,14 +224,15 @@ fn nothing_is_left_when_dropped_even_of_stopped_servers() {
 /// The test runs itself once more in another process, which is killed.
 #[test]
 fn nothing_is_left_of_a_killed_test_process() {
-    const IS_VICTIM: &str = "LEASE_EXEC_TEST_IS_VICTIM";
+    const IS_VICTIM: &str = "TEST_IS_VICTIM";
     if std::env::var_os(IS_VICTIM).is_some() {
         be_killed(&ControlPlane::start());
     }
     // libtest names tests without the crate.
     let (_crate, module) = module_path!().split_once("::").expect("we are in a module");
     let name = format!("{module}::nothing_is_left_of_a_killed_test_process");
-    let mut victim = Command::new(std::env::current_exe().expect("this program has a path"))
+    let own = std::env::current_exe().expect("this program has a path");
+    let mut victim = as_the_caller(&mut Command::new(own))
         .args([name.as_str(), "--exact", "--nocapture"])
         .env(IS_VICTIM, "")
         .stdin(Stdio::piped())

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{README, block, path};
 use crate::control_plane::{ControlPlane, User};
+use crate::surroundings::as_the_caller;
 use crate::wait::{LIMIT, try_wait_until, wait_until};
 
 // === The demo ===
@@ -130,7 +131,7 @@ impl DemoPlace {
 
 #[test]
 fn cargo_knows_which_program_the_demo_is_to_run() {
-    let metadata = Command::new(env!("CARGO"))
+    let metadata = as_the_caller(&mut Command::new(env!("CARGO")))
         .args([
             "metadata",
             "--no-deps",
@@ -417,9 +418,7 @@ fn lease_exec_command(kubeconfig: &Path, lease: &str) -> Command {
     command
         .arg("--kubeconfig")
         .arg(kubeconfig)
-        .args(["--lease", lease, "--"])
-        .env_clear()
-        .env("PATH", path());
+        .args(["--lease", lease, "--"]);
     command
 }
 
