@@ -87,6 +87,8 @@ pub(crate) struct Seen {
 /// An event of a watch.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
+    /// The number of the request for the watch, from 0.
+    pub(crate) watch: usize,
     /// Just before it was passed on, in nanoseconds since the epoch.
     pub(crate) at: u128,
     /// The version that it tells of.
@@ -240,7 +242,7 @@ impl Shared {
             self.note_answer(request, code);
             if kind == Kind::Watch && code == 200 {
                 write(&mut client.stream, head.bytes()).await?;
-                return self.pass_events(&mut client, &mut server).await;
+                return self.pass_events(request, &mut client, &mut server).await;
             }
             let body = server.body(&head).await?;
             write(&mut client.stream, &[head.bytes(), &body].concat()).await?;
@@ -248,7 +250,12 @@ impl Shared {
     }
 
     /// Passes a watch's events on, until either side ends it.
-    async fn pass_events(&self, client: &mut Client, server: &mut Server) -> io::Result<()> {
+    async fn pass_events(
+        &self,
+        watch: usize,
+        client: &mut Client,
+        server: &mut Server,
+    ) -> io::Result<()> {
         let mut watches = self.watches.subscribe();
         let mut late = VecDeque::<(Instant, Vec<u8>)>::new();
         loop {
@@ -261,11 +268,11 @@ impl Shared {
                 chunk = server.chunk() => match rule {
                     Watches::Silent => {}
                     Watches::Late(lag) => late.push_back((Instant::now() + lag, chunk?)),
-                    _ => self.pass_event(client, &chunk?).await?,
+                    _ => self.pass_event(watch, client, &chunk?).await?,
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     if let Some((_, chunk)) = late.pop_front() {
-                        self.pass_event(client, &chunk).await?;
+                        self.pass_event(watch, client, &chunk).await?;
                     }
                 }
                 () = client.closed() => return Ok(()),
@@ -274,10 +281,11 @@ impl Shared {
         }
     }
 
-    async fn pass_event(&self, client: &mut Client, chunk: &[u8]) -> io::Result<()> {
+    async fn pass_event(&self, watch: usize, client: &mut Client, chunk: &[u8]) -> io::Result<()> {
         let event: Value = serde_json::from_slice(chunk).unwrap_or_default();
         if let Some(version) = event["object"]["metadata"]["resourceVersion"].as_str() {
             self.log().events.push(Event {
+                watch,
                 at: now(),
                 version: version.to_owned(),
             });
