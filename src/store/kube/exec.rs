@@ -351,8 +351,10 @@ mod tests {
             );
             assert!(failure.message.contains(named), "{}", failure.message);
         }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("plugin");
         let absent = ExecConfig {
-            command: Some("/nonexistent/plugin".into()),
+            command: Some(path.display().to_string()),
             install_hint: Some("get it\nsomewhere".into()),
             ..ExecConfig::default()
         };
@@ -360,7 +362,9 @@ mod tests {
         assert_eq!(failure.kind, FailureKind::Misconfigured);
         assert_eq!(
             failure.message,
-            "can't run the credential plugin \"/nonexistent/plugin\": no such file or directory (get it somewhere)"
+            format!(
+                "can't run the credential plugin {path:?}: no such file or directory (get it somewhere)"
+            )
         );
     }
 

@@ -8,19 +8,15 @@ use std::{
 
 use nix::sys::signal::Signal;
 
+use super::as_nobody;
 use crate::{
     processes::{Mark, children, guard_of, name, odd, signal},
     wait::{LIMIT, wait_until},
     world::{Running, World},
 };
 
-/// Executes what follows as a user who sees nobody else's processes, nor those of its own that may
-/// not be dumped.
-const UNSEEING: &str = "mount -t proc -o hidepid=2 proc /proc && \
-                        exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
-
-/// A run by that user, which starts what `beside` says first; the script is to start a hidden daemon
-/// as `$0`.
+/// A run by a user who sees nobody else's processes, nor those of its own that may not be dumped.
+/// What `beside` says is started first; the script is to start a hidden daemon as `$0`.
 fn start(world: &World, mark: &Mark, beside: &str, script: &str) -> Running {
     for place in [world.path(), &world.store()] {
         let everybody = fs::Permissions::from_mode(0o777);
@@ -29,9 +25,8 @@ fn start(world: &World, mark: &Mark, beside: &str, script: &str) -> Running {
     let daemon = odd().to_str().expect("UTF-8");
     let argv = mark.command(&["sh", "-c", script, daemon]);
     let invocation = world.lease_exec().args(["--lease-duration", "60s"]);
-    let before = format!("{beside} {UNSEEING}");
-    let words = ["unshare", "--mount", "--", "sh", "-c", &before, "sh"];
-    invocation.command(argv).under(words).start()
+    let nobody = as_nobody(beside, 2);
+    invocation.command(argv).under(nobody).start()
 }
 
 /// Waits for the daemon: the files of what may not be dumped are root's.

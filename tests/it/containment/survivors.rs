@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::lose;
+use super::{as_nobody, lose};
 use crate::{
     processes::{LEVELS, Level, Mark, TestCgroup, guard_of, hang, name, odd, signal, state},
     wait::{LIMIT, wait_until},
@@ -190,12 +190,8 @@ fn start_becoming_root(
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("it is ours");
     let script = format!("{} root & wait", program.display());
     let invocation = world.lease_exec().args(["-v", "--lease-duration", "6s"]);
-    let invocation = invocation.command(mark.script(&script)).under([
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-    ]);
+    let invocation = invocation.command(mark.script(&script));
+    let invocation = invocation.under(as_nobody("", 0));
     let running = around(invocation).start();
     let root = wait_until("the child is root", LIMIT, || {
         let is_root = |pid: &i32| {

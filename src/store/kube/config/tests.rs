@@ -96,7 +96,9 @@ fn listed_files_are_merged_and_absent_ones_passed_over() {
     let mut home = Home::new();
     let one = home.file("one", &kubeconfig("one", "", ""));
     let two = home.file("two", &kubeconfig("two", "", ""));
-    let list = format!(":{}:/nonexistent:{}", one.display(), two.display());
+    let absent = home.path().join("absent");
+    let list = [Path::new(""), &one, &absent, &two].map(|path| path.display().to_string());
+    let list = list.join(":");
     home.environment.kubeconfig = Some(list.into());
     assert_eq!(
         home.load(Source::default()).unwrap().server(),
@@ -190,8 +192,9 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
         "{message}"
     );
 
-    home.environment.kubeconfig = Some("/nonexistent/a:/nonexistent/b".into());
-    let expected = "$KUBECONFIG names /nonexistent/a and /nonexistent/b, which does not exist";
+    let list = ["a", "b"].map(|name| home.path().join(name).display().to_string());
+    home.environment.kubeconfig = Some(list.join(":").into());
+    let expected = "$KUBECONFIG names HOME/a and HOME/b, which does not exist";
     assert_eq!(home.message(Source::default()), expected);
 }
 
