@@ -206,14 +206,17 @@ impl<S: Store + 'static> Driver<S> {
                 let store = Rc::clone(&self.store);
                 let limit = self.request_timeout;
                 self.request = Some(Box::pin(async move {
-                    (id, Reply::Read(within(limit, store.read()).await))
+                    (id, Reply::Read(within(limit, &*store, store.read()).await))
                 }));
             }
             Action::Write(id, write) => {
                 let store = Rc::clone(&self.store);
                 let limit = self.request_timeout;
                 self.request = Some(Box::pin(async move {
-                    (id, Reply::Written(within(limit, store.write(write)).await))
+                    (
+                        id,
+                        Reply::Written(within(limit, &*store, store.write(write)).await),
+                    )
                 }));
             }
             Action::Watch(version) => self.watch = Some(self.store.watch(Some(version))),
@@ -446,13 +449,15 @@ pub fn exit_of(kind: FindErrorKind) -> Exit {
 /// Puts a limit on one attempt. What is dropped then may still be carried out.
 async fn within<T>(
     limit: Duration,
+    store: &impl Store,
     attempt: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     time::timeout(limit, attempt).await.unwrap_or_else(|_| {
-        let limit = shown(limit);
+        let awaited = store.awaited();
+        let awaited = awaited.map_or_else(String::new, |what| format!(": waited for {what}"));
         Err(Failure {
             kind: FailureKind::Unreachable,
-            message: format!("no answer within {limit}"),
+            message: format!("no answer within {}{awaited}", shown(limit)),
             retry_after: None,
         })
     })

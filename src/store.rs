@@ -24,6 +24,11 @@ pub trait Store {
     /// Makes one attempt at a write.
     fn write(&self, write: Write) -> impl Future<Output = Result<Outcome, Failure>>;
 
+    /// Says what the last attempt waited for, if it was dropped: "the answer of ...".
+    fn awaited(&self) -> Option<String> {
+        None
+    }
+
     /// Watches for changes after `from`; `None` means from now on, where there was nothing.
     /// Returns at once; failures come as changes.
     fn watch(&self, from: Option<Version>) -> Self::Watch;

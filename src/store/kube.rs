@@ -25,6 +25,7 @@ use crate::lease::{Claim, Failure, FailureKind, Outcome, Version, Write};
 mod certificate;
 mod client;
 mod config;
+mod dial;
 mod exec;
 mod failure;
 mod impersonation;
@@ -107,6 +108,10 @@ impl Store for KubeStore {
             }),
             _ => Err(failure::from_answer(&answer, &self.target)),
         }
+    }
+
+    fn awaited(&self) -> Option<String> {
+        Some(self.connections.awaited())
     }
 
     fn watch(&self, from: Option<Version>) -> KubeWatch {

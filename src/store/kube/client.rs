@@ -4,7 +4,8 @@
 //! retry layer, hyper's retry on a connection that closed under it), because the election counts
 //! a term from the send of the very write that succeeded. At most one idle connection is kept, and
 //! only after a complete answer: when an attempt breaks, or is dropped by its caller's time limit,
-//! its connection goes with it and the next attempt starts on a fresh one.
+//! its connection goes with it and the next attempt starts on a fresh one, to another address if
+//! there is one.
 //!
 //! Must not: retry, put a time limit on an attempt (the caller does).
 
@@ -20,23 +21,31 @@ use futures_util::{
 };
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
+use hyper_rustls::{
+    DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName,
+};
 use hyper_util::{
     client::legacy::{
         Client as HyperClient,
-        connect::{Connect, HttpConnector, proxy::Tunnel},
+        connect::{Connect, proxy::Tunnel},
     },
     rt::{TokioExecutor, TokioTimer},
 };
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
-use kube::client::{Body, Client, ClientBuilder, ConfigExt};
-use kube::config::AuthInfo;
-use tower::{BoxError, ServiceBuilder, util::option_layer};
+use kube::{
+    client::{Body, Client, ClientBuilder, ConfigExt, RustlsTlsError},
+    config::AuthInfo,
+};
+use rustls::pki_types::ServerName;
+use tower::{BoxError, ServiceBuilder, ServiceExt, util::option_layer};
 
 use super::{
     certificate,
     config::ClusterConfig,
+    dial::{Addresses, Way},
     exec::{self, Leash},
     failure,
+    proxy::Proxy,
 };
 use crate::{
     clock::WallTime,
@@ -63,6 +72,7 @@ pub(super) struct Answer {
 pub(super) struct Connections {
     /// Where it leads, for messages.
     server: String,
+    addresses: Arc<Addresses>,
     leash: Arc<Leash>,
     state: Mutex<State>,
 }
@@ -75,9 +85,11 @@ struct State {
     /// New credentials that are on their way. Kept over the attempts, so that a credential plugin
     /// that takes longer than one attempt still comes to its end.
     building: Option<Building>,
-    /// The client of the last attempt, if that was complete; an attempt takes it out, so that one
-    /// which is dropped half-way leaves nothing behind. With the connector that it came from.
-    idle: Option<(Arc<Connector>, Client)>,
+    /// That of the last attempt, if this was complete; an attempt takes it out, so that one which is
+    /// dropped half-way leaves nothing behind.
+    idle: Option<Session>,
+    /// How far the last attempt has come; `None`: it waits for credentials.
+    way: Option<Way>,
     /// What was said last of credentials that can't be renewed, so that it is said once.
     warned: Option<String>,
 }
@@ -112,6 +124,7 @@ impl Connections {
         };
         Ok(Self {
             server,
+            addresses: Arc::default(),
             leash,
             state: Mutex::new(State {
                 cluster,
@@ -119,6 +132,7 @@ impl Connections {
                 rejected: false,
                 building: None,
                 idle: None,
+                way: None,
                 warned: None,
             }),
         })
@@ -130,19 +144,23 @@ impl Connections {
     ///
     /// No answer came, or not all of it.
     pub(super) async fn send(&self, request: Request<Vec<u8>>) -> Result<Answer, Failure> {
+        self.state().way = None;
         let connector = self.connector().await?;
         let idle = self.state().idle.take();
-        let client = match idle.filter(|(of, _)| Arc::ptr_eq(of, &connector)) {
-            Some((_, client)) => client,
-            None => connector.client(&self.server)?,
+        let session = match idle.filter(|idle| Arc::ptr_eq(&idle.connector, &connector)) {
+            Some(session) => session,
+            None => self.session(connector)?,
         };
-        let response = client.send(request.map(Body::from)).await;
+        self.state().way = Some(session.way.clone());
+        session.way.is_asked();
+        let response = session.client.send(request.map(Body::from)).await;
         let response = response.map_err(|error| self.broken(&error))?;
         let answer = self.read(response).await?;
         // A server that is overloaded, shutting down or behind a broken proxy may do better on
         // another connection, which may lead to another server.
         if answer.code < 500 && !matches!(answer.code, 401 | 408 | 429) {
-            self.state().idle = Some((connector, client));
+            session.way.has_answered();
+            self.state().idle = Some(session);
         }
         Ok(answer)
     }
@@ -153,12 +171,14 @@ impl Connections {
     ///
     /// No answer came.
     pub(super) async fn open(&self, request: Request<Vec<u8>>) -> Result<Response<Body>, Failure> {
-        let connector = self.connector().await?;
-        let client = connector.client(&self.server)?;
-        let response = client.send(request.map(Body::from)).await;
+        let session = self.session(self.connector().await?)?;
+        let response = session.client.send(request.map(Body::from)).await;
         let response = response.map_err(|error| self.broken(&error))?;
-        if response.status() == http::StatusCode::UNAUTHORIZED {
-            self.state().rejected = true;
+        match response.status() {
+            http::StatusCode::OK => session.way.has_answered(),
+            http::StatusCode::UNAUTHORIZED => self.state().rejected = true,
+            // The caller reads what it is.
+            _ => {}
         }
         Ok(response)
     }
@@ -202,6 +222,25 @@ impl Connections {
                 .filter(|wish| !wish.is_zero()),
             remark,
             acting_as,
+        })
+    }
+
+    /// What the last attempt waits for.
+    pub(super) fn awaited(&self) -> String {
+        match &self.state().way {
+            Some(way) => format!("{way} ({})", self.server),
+            None => "credentials".to_owned(),
+        }
+    }
+
+    /// A client without connections.
+    fn session(&self, connector: Arc<Connector>) -> Result<Session, Failure> {
+        let way = Way::new(self.addresses.clone());
+        let client = connector.client(&way);
+        Ok(Session {
+            client: client.map_err(|error| failure::from_setup(&error, &self.server))?,
+            connector,
+            way,
         })
     }
 
@@ -332,24 +371,27 @@ fn runs_programs(cluster: &ClusterConfig) -> bool {
     cluster.exec.is_some() || cluster.config.auth_info.auth_provider.is_some()
 }
 
+/// A client, and where its requests go.
+struct Session {
+    connector: Arc<Connector>,
+    way: Way,
+    client: Client,
+}
+
 /// All that a connection needs: address, certificates, credentials. Makes clients, each of which
 /// has connections of its own.
 struct Connector {
     config: kube::Config,
     auth: Option<kube::client::middleware::AuthLayer>,
-    route: Route,
+    tls: Arc<rustls::ClientConfig>,
+    /// By which the server's certificate has to be for it.
+    server_name: Arc<dyn ResolveServerName + Send + Sync>,
+    proxy: Option<Proxy>,
     /// When the credentials run out, as far as we were told.
     expires: Option<Timestamp>,
     /// When the client certificate does.
     certificate_ends: Option<Timestamp>,
 }
-
-enum Route {
-    Direct(Https<HttpConnector>),
-    Proxied(Https<Tunnel<HttpConnector>>),
-}
-
-type Https<C> = hyper_rustls::HttpsConnector<C>;
 
 impl Connector {
     /// Blocks while files are read and a credential plugin runs.
@@ -368,22 +410,14 @@ impl Connector {
         }
         let server = cluster.server();
         let unusable = |error: kube::Error| failure::from_setup(&error, &server);
-        let route = match &cluster.proxy {
-            None => Route::Direct(
-                config
-                    .rustls_https_connector_with_connector(tcp())
-                    .map_err(unusable)?,
-            ),
-            Some(proxy) => {
-                let mut tunnel = Tunnel::new(proxy.uri.clone(), tcp());
-                if let Some(authorization) = &proxy.authorization {
-                    tunnel = tunnel.with_auth(authorization.clone());
-                }
-                Route::Proxied(
-                    config
-                        .rustls_https_connector_with_connector(tunnel)
-                        .map_err(unusable)?,
-                )
+        let tls = Arc::new(config.rustls_client_config().map_err(unusable)?);
+        let server_name: Arc<dyn ResolveServerName + Send + Sync> = match &config.tls_server_name {
+            None => Arc::new(DefaultServerNameResolver::default()),
+            Some(name) => {
+                let name = ServerName::try_from(name.clone())
+                    .map_err(RustlsTlsError::InvalidServerName)
+                    .map_err(|error| unusable(kube::Error::RustlsTls(error)))?;
+                Arc::new(FixedServerNameResolver::new(name))
             }
         };
         let auth = config.auth_layer().map_err(unusable)?;
@@ -392,7 +426,9 @@ impl Connector {
         Ok(Self {
             config,
             auth,
-            route,
+            tls,
+            server_name,
+            proxy: cluster.proxy.clone(),
             expires,
             certificate_ends,
         })
@@ -406,13 +442,20 @@ impl Connector {
         Some(format!("the client certificate has expired at {end}"))
     }
 
-    /// A client without connections.
-    fn client(&self, server: &str) -> Result<Client, Failure> {
-        match &self.route {
-            Route::Direct(connector) => self.client_over(connector.clone()),
-            Route::Proxied(connector) => self.client_over(connector.clone()),
+    /// A client without connections, which are to be made on this way.
+    fn client(&self, way: &Way) -> Result<Client, kube::Error> {
+        let Some(proxy) = &self.proxy else {
+            return self.client_over(self.https(way.clone()).map_response(way.opened()));
+        };
+        let mut tunnel = Tunnel::new(proxy.uri.clone(), way.clone());
+        if let Some(authorization) = &proxy.authorization {
+            tunnel = tunnel.with_auth(authorization.clone());
         }
-        .map_err(|error| failure::from_setup(&error, server))
+        self.client_over(self.https(tunnel).map_response(way.opened()))
+    }
+
+    fn https<C>(&self, connector: C) -> HttpsConnector<C> {
+        HttpsConnector::new(connector, self.tls.clone(), false, self.server_name.clone())
     }
 
     fn client_over<C>(&self, connector: C) -> Result<Client, kube::Error>
@@ -456,19 +499,6 @@ fn client_certificate(config: &kube::Config) -> Option<String> {
     String::from_utf8(pem).ok()
 }
 
-/// TCP as a lease needs it: no waiting for more to send, and a peer that died silently shows.
-fn tcp() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_LIMIT));
-    tcp.set_keepalive(Some(KEEPALIVE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE));
-    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
-    tcp
-}
-
 /// A header like `Sat, 21 Nov 2026 07:43:31 GMT` (RFC 9110, 5.6.7).
 fn http_date(text: &str) -> Option<WallTime> {
     let date = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
@@ -486,17 +516,6 @@ const LARGEST_ANSWER: usize = 4 << 20;
 /// we are first. A load balancer may forget it earlier, but TCP's keepalive shows it life, and us
 /// the end.
 const LONGEST_IDLE: Duration = Duration::from_secs(85);
-
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long nothing has to come before the kernel asks whether the peer is there, and how often it
-/// does so.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 3;
-
-/// TCP_USER_TIMEOUT, see tcp(7): what was sent, keepalive probes included, is acknowledged within
-/// this or the connection is over.
-const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(20);
 
 /// New credentials are fetched this long before the old ones expire.
 const RENEWED_BEFORE: SignedDuration = SignedDuration::from_secs(60);
