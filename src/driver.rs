@@ -134,45 +134,48 @@ impl<S: Store + 'static> Driver<S> {
     }
 
     /// Waits for whatever happens first. All of these may be dropped and asked again.
+    ///
+    /// What means nothing to the election is an event too: it looks at the time then. Otherwise a
+    /// command that goes on being stopped could put that off for ever.
     async fn next_event(&mut self, deadline: Option<Duration>) -> Event {
         if let Some(event) = self.consequence.take() {
             return event;
         }
-        loop {
-            let sleep = match deadline {
-                Some(deadline) => Either::Left(time::sleep(deadline)),
-                None => Either::Right(pending()),
-            };
-            tokio::select! {
-                // The order of importance: what stops us comes before what prolongs.
-                biased;
-                report = self.supervisor.next() => {
-                    if let Some(event) = self.on_report(report) {
-                        return event;
-                    }
+        let sleep = match deadline {
+            Some(deadline) => Either::Left(time::sleep(deadline)),
+            None => Either::Right(pending()),
+        };
+        tokio::select! {
+            // The order of importance: what stops us comes before what prolongs.
+            biased;
+            report = self.supervisor.next() => self.on_report(report),
+            Some(received) = self.signals.recv() => self.on_signal(received),
+            change = next_change(&mut self.watch) => {
+                if matches!(change, Change::Ended(_) | Change::Refused(_)) {
+                    self.watch = None;
                 }
-                Some(received) = self.signals.recv() => {
-                    if received.signal == libc::SIGTSTP {
-                        self.on_stop(received);
-                        continue;
-                    }
-                    if is_ending(received.signal) {
-                        self.supervisor.cancel_start(received.signal);
-                    }
-                    return Event::Signalled { signal: received.signal, ends: is_ending(received.signal) };
-                }
-                change = next_change(&mut self.watch) => {
-                    if matches!(change, Change::Ended(_) | Change::Refused(_)) {
-                        self.watch = None;
-                    }
-                    return Event::Changed(change);
-                }
-                (id, reply) = next_reply(&mut self.request) => {
-                    self.request = None;
-                    return Event::Reply(id, reply);
-                }
-                () = sleep => return Event::Wake,
+                Event::Changed(change)
             }
+            (id, reply) = next_reply(&mut self.request) => {
+                self.request = None;
+                Event::Reply(id, reply)
+            }
+            () = sleep => Event::Wake,
+        }
+    }
+
+    fn on_signal(&mut self, received: Received) -> Event {
+        if received.signal == libc::SIGTSTP {
+            self.on_stop(received);
+            return Event::Wake;
+        }
+        let ends = is_ending(received.signal);
+        if ends {
+            self.supervisor.cancel_start(received.signal);
+        }
+        Event::Signalled {
+            signal: received.signal,
+            ends,
         }
     }
 
@@ -256,24 +259,24 @@ impl<S: Store + 'static> Driver<S> {
     }
 
     /// What the guard says, as an event of the election.
-    fn on_report(&mut self, report: supervisor::Report) -> Option<Event> {
+    fn on_report(&mut self, report: supervisor::Report) -> Event {
         use supervisor::Report as Said;
         let lease = &self.lease;
         match report {
             Said::Emptied(cgroup) => {
                 warn!(%lease, %cgroup, "killing what a dead lease-exec has left in its cgroup");
-                None
+                Event::Wake
             }
             Said::Started { pid, means } => {
                 info!(%lease, pid, "started the command");
                 debug!(%lease, "to end its tree there are: {means}");
-                None
+                Event::Wake
             }
             Said::ExecFailed(error) => {
                 let refused = NotStarted::Refused(exit_of(error.kind), error.message);
-                Some(Event::NotStarted(refused))
+                Event::NotStarted(refused)
             }
-            Said::NotStarted(reason) => Some(Event::NotStarted(not_started(reason))),
+            Said::NotStarted(reason) => Event::NotStarted(not_started(reason)),
             Said::Forwarded(signal) => {
                 let receiver = if self.is_awaiting {
                     "what the command left behind"
@@ -281,16 +284,16 @@ impl<S: Store + 'static> Driver<S> {
                     "the command"
                 };
                 info!(%lease, "forwarded {} to {receiver}", name_of(signal));
-                None
+                Event::Wake
             }
             Said::Stopped(signal) => {
                 self.refuse_stop(signal);
-                None
+                Event::Wake
             }
             Said::Awaiting(status) => {
                 self.tell_end(status, "; waiting for what it left behind");
                 self.is_awaiting = true;
-                None
+                Event::Wake
             }
             Said::Ended { status, at } => {
                 if self.is_awaiting {
@@ -302,27 +305,27 @@ impl<S: Store + 'static> Driver<S> {
                     Status::Exited(code) => Exit::Command(code),
                     Status::Signalled(signal) => Exit::Signal(signal),
                 };
-                Some(Event::Ended { exit, at })
+                Event::Ended { exit, at }
             }
             Said::Draining { count } => {
                 let number = (count > 0).then_some(count);
                 info!(%lease, number, "ending what the command left behind (--wait-descendants waits for it)");
-                None
+                Event::Wake
             }
-            Said::Empty => Some(Event::TreeGone),
+            Said::Empty => Event::TreeGone,
             Said::Survivors(survivors) => {
                 let survivors = survivors
                     .iter()
                     .map(ToString::to_string)
                     .collect::<Vec<_>>();
-                Some(Event::TreeStuck {
+                Event::TreeStuck {
                     survivors: match survivors.join(", ") {
                         nobody if nobody.is_empty() => "nobody of it can be seen".to_owned(),
                         survivors => survivors,
                     },
-                })
+                }
             }
-            Said::GuardDied { pid, status } => Some(Event::GuardDied(death_of_guard(pid, status))),
+            Said::GuardDied { pid, status } => Event::GuardDied(death_of_guard(pid, status)),
         }
     }
 

@@ -299,3 +299,14 @@ fn whoever_is_stopped_while_it_acquires_does_not_keep_the_stores_lock() {
 fn lock_file(world: &World<'_>) -> std::path::PathBuf {
     world.store().join(format!("default/.{LEASE}.lock"))
 }
+
+#[test]
+fn a_command_that_is_stopped_again_and_again_is_renewed() {
+    let world = World::on_files();
+    // Each time the guard says that it has continued it, long before the next renewal is due.
+    let script = "for i in $(seq 40); do sleep 0.1; kill -TSTP $$; done; exit 3";
+    let invocation = world.lease_exec().args(["--lease-duration", "3s"]);
+    let finished = invocation.script(script).run();
+    finished.assert_code(3);
+    assert!(!finished.stderr.contains("lost"), "{}", finished.stderr);
+}
