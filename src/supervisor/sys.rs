@@ -164,6 +164,8 @@ pub(crate) fn die_of(signal: i32) {
     // SAFETY: raise touches no memory of ours.
     unsafe { libc::raise(signal) };
     without.replace_mask();
+    // A stop that is over. The next one is for the thread that reads signals again.
+    before.replace_mask();
 }
 
 /// What to do with a signal.

@@ -310,3 +310,31 @@ fn a_command_that_is_stopped_again_and_again_is_renewed() {
     finished.assert_code(3);
     assert!(!finished.stderr.contains("lost"), "{}", finished.stderr);
 }
+
+#[test]
+fn a_standby_that_was_stopped_once_can_not_be_stopped_when_it_holds() {
+    let world = World::on_files();
+    let holder = world.lease_exec().command(["sleep", "77"]).start();
+    world.wait_for_holder();
+    let running = world.lease_exec().command([listener()]).start();
+    running.wait_until_it_says("somebody else holds the lease");
+    let blocked = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", running.pid()));
+        let status = status.expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("SigBlk"));
+        line.expect("it says which signals are blocked").to_owned()
+    };
+    let before = blocked();
+    running.signal(Signal::SIGTSTP);
+    wait_until("it is stopped", LIMIT, || {
+        (state(running.pid()) == 'T').then_some(())
+    });
+    running.signal(Signal::SIGCONT);
+    holder.signal(Signal::SIGTERM);
+    running.wait_until_it_prints("ready");
+    assert_eq!(blocked(), before);
+    running.signal(Signal::SIGTSTP);
+    running.wait_until_it_says("refused to stop");
+    send(libc::SIGUSR2, running.pid(), 1);
+    running.wait().assert_code(0);
+}
