@@ -54,6 +54,9 @@ pub(super) struct Guard {
 /// How long what the command left behind has between SIGTERM and SIGKILL.
 const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
 
+/// How many children are reaped before the clock is looked at again.
+const REAPED_AT_ONCE: usize = 256;
+
 /// The pause while somebody who is no child of ours is in the leaf: nothing says when they are gone.
 const LINGERING_PAUSE: Duration = Duration::from_millis(2);
 
@@ -380,23 +383,23 @@ impl Watch {
 
     fn reap(&mut self) {
         // A fork bomb must not keep us from looking at the clock.
-        for _ in 0..256 {
+        for _ in 0..REAPED_AT_ONCE {
             match sys::wait(-1) {
-                Waited::Nothing => break,
-                Waited::NoChild => {
-                    self.note_nobody();
-                    return;
+                Waited::Nothing => {
+                    self.lingering = false;
+                    return self.note_leftovers();
                 }
                 Waited::Ended(pid, status) if Some(pid) == self.command => self.note_end(status),
                 Waited::Stopped(pid, signal) if Some(pid) == self.command => {
                     self.refuse_stop(pid, signal);
                 }
+                Waited::NoChild => return self.note_nobody(),
                 // Others of the tree are none of anybody's business.
                 Waited::Ended(..) | Waited::Stopped(..) => {}
             }
         }
-        self.lingering = false;
-        self.note_leftovers();
+        // The kernel has told of all the dead already, so the next sleep must not wait for its word.
+        let _ = sys::kill(self.pid, libc::SIGCHLD);
     }
 
     /// The command itself may have ended, and others live.

@@ -82,15 +82,16 @@ fn an_orphan_of_the_command_is_a_child_of_the_guard() {
 fn orphans_that_end_at_once_leave_no_zombie() {
     let world = World::on_files();
     let mark = Mark::new();
-    let script = "for i in $(seq 100); do (sleep 7777 &); done; exec tail -f /dev/null";
+    // More than the guard reaps before it looks at the clock.
+    let script = "for i in $(seq 600); do (sleep 7777 &); done; exec tail -f /dev/null";
     // A renewal wakes the guard as well, so few of them.
     let invocation = world.lease_exec().args(["--lease-duration", "300s"]);
     let running = invocation.command(mark.script(script)).start();
     let guard = guard_of(&running);
-    let orphans = wait_until("the guard has a hundred more children", LIMIT, || {
+    let orphans = wait_until("the guard has 600 more children", LIMIT, || {
         let children = children(guard);
         let sleeps = children.into_iter().filter(|pid| name(*pid) == "sleep");
-        Some(sleeps.collect::<Vec<_>>()).filter(|sleeps| sleeps.len() == 100)
+        Some(sleeps.collect::<Vec<_>>()).filter(|sleeps| sleeps.len() == 600)
     });
     // The kernel then tells of all of them with one SIGCHLD.
     signal(guard, Signal::SIGSTOP);
