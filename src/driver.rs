@@ -185,7 +185,7 @@ impl<S: Store + 'static> Driver<S> {
         if !self.supervisor.is_engaged() {
             return self.store.while_idle(self.request_timeout, signals::stop);
         }
-        if received.from_terminal && self.supervisor.shares_group() {
+        if received.from_terminal {
             self.supervisor.undo_stop();
         }
         self.refuse_stop(received.signal);

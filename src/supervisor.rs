@@ -91,7 +91,6 @@ pub struct Supervisor {
     readable: Option<AsyncFd<Arc<OwnedFd>>>,
     guard: Pid,
     above: Above,
-    group: Group,
     command: Command,
     kill_budget: Duration,
     /// Held, so that its other end is the guard's to lose.
@@ -168,12 +167,10 @@ impl Supervisor {
             SockFlag::SOCK_CLOEXEC,
         )
         .context("can't make the guard's socket")?;
-        let group = Group::of_command();
         let guard = Guard {
             front: guards,
             inherited,
             exec,
-            group,
             options,
             tether: guards_tether,
             buffer: Guard::buffer(),
@@ -193,7 +190,6 @@ impl Supervisor {
             readable: None,
             guard: pid,
             above,
-            group,
             command,
             kill_budget: options.kill_budget,
             _tether: tether,
@@ -231,19 +227,14 @@ impl Supervisor {
         self.deadline.is_some() && !matches!(self.state, State::Over)
     }
 
-    /// Whether the command is in this process's group, so that it gets what the terminal makes.
-    pub fn shares_group(&self) -> bool {
-        matches!(self.group, Group::Shared(_))
-    }
-
-    /// Continues what the terminal has stopped. The guard does that by itself where the command
-    /// stops, but not where only something below it does: a child between vfork and exec, for
-    /// instance, for which its parent waits without being stopped.
+    /// Continues what the terminal has stopped together with this process. The guard does that by
+    /// itself where the command stops, but not where only something below it does: a child between
+    /// vfork and exec, for instance, for which its parent waits without being stopped.
     pub fn undo_stop(&self) {
         self.tell(Order::Signal(Forwarded {
-            signal: libc::SIGCONT,
+            signal: libc::SIGTSTP,
             sender: 0,
-            from_terminal: false,
+            from_terminal: true,
         }));
     }
 

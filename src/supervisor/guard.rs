@@ -28,6 +28,7 @@ use super::{
     command::{ENVIRONMENT_ROOM, Exec},
     inherited::Inherited,
     message::{SIZE, Word},
+    options,
     spawn::{self, Birth, Born},
     sys::{self, Pid, SignalSet, Waited},
     tether::{self, Tether},
@@ -43,7 +44,6 @@ pub(super) struct Guard {
     pub(super) front: OwnedFd,
     pub(super) inherited: Inherited,
     pub(super) exec: Exec,
-    pub(super) group: Group,
     pub(super) options: Options,
     /// Our ends; held until the end.
     pub(super) tether: Option<Tether>,
@@ -116,6 +116,8 @@ struct Watch {
     phase: Phase,
     /// The command, until it is reaped.
     command: Option<Pid>,
+    /// The group that it was started in.
+    group: Group,
     /// The command's own group, if it has one, also after it is reaped.
     own_group: Option<Pid>,
     /// Closed by exec; carries an errno if that fails.
@@ -161,6 +163,7 @@ impl Watch {
             pid: nix::unistd::getpid().as_raw(),
             phase: Phase::Waiting,
             command: None,
+            group: Group::Own,
             own_group: None,
             exec_result: None,
             exec_errno: None,
@@ -277,16 +280,17 @@ impl Watch {
             return self.tell_surely(Word::TooLate);
         }
         self.guard.exec.add(variables);
+        // Only now: while we waited, we may have been put into the background.
+        self.group = Group::of_command();
         let Guard {
             exec,
             inherited,
-            group,
             options,
             ..
         } = &mut self.guard;
         let birth = Birth {
             guard: self.pid,
-            group: *group,
+            group: self.group,
             privileges: options.privileges,
             inherited,
             exec,
@@ -301,7 +305,7 @@ impl Watch {
             gate,
             exec_result,
         } = born;
-        self.own_group = (*group == Group::Own).then_some(pid);
+        self.own_group = (self.group == Group::Own).then_some(pid);
         self.means = Means {
             leaf: in_leaf,
             tether: self.attach_tethers(),
@@ -389,11 +393,11 @@ impl Watch {
                     self.lingering = false;
                     return self.note_leftovers();
                 }
+                Waited::NoChild => return self.note_nobody(),
                 Waited::Ended(pid, status) if Some(pid) == self.command => self.note_end(status),
                 Waited::Stopped(pid, signal) if Some(pid) == self.command => {
                     self.refuse_stop(pid, signal);
                 }
-                Waited::NoChild => return self.note_nobody(),
                 // Others of the tree are none of anybody's business.
                 Waited::Ended(..) | Waited::Stopped(..) => {}
             }
@@ -465,12 +469,14 @@ impl Watch {
     }
 
     /// A holder that is stopped from the terminal could not renew. SIGSTOP is somebody's intention,
-    /// a debugger's perhaps. In the background SIGTTIN and SIGTTOU would only come again.
+    /// a debugger's perhaps. In the background SIGTTIN and SIGTTOU would only come again, and what
+    /// is in the foreground changes.
     fn refuse_stop(&mut self, command: Pid, signal: i32) {
-        let is_foreground = matches!(self.guard.group, Group::Shared(_));
         let is_refused = match signal {
             libc::SIGTSTP => true,
-            libc::SIGTTIN | libc::SIGTTOU => is_foreground,
+            libc::SIGTTIN | libc::SIGTTOU => {
+                options::foreground_group() == Some(self.present_group(command))
+            }
             // Only those four stop a process.
             _ => false,
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::{
     fcntl::{OFlag, open},
     sys::stat::Mode,
-    unistd::{getpgrp, tcgetpgrp},
+    unistd::{Pid as NixPid, getpgid, getppid, tcgetpgrp},
 };
 
 use super::sys::Pid;
@@ -80,17 +80,21 @@ pub(super) enum Group {
 }
 
 impl Group {
-    /// The terminal's foreground group is never changed: to take it would stop whoever reads the
-    /// terminal after us.
+    /// For the guard to ask right before the command starts. The terminal's foreground group is never
+    /// changed: to take it would stop whoever reads the terminal after us.
     pub(super) fn of_command() -> Self {
-        let ours = getpgrp();
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let foreground = open(c"/dev/tty", flags, Mode::empty()).and_then(tcgetpgrp);
-        // A group that was made outside our PID namespace has the number 0 and can't be joined.
-        if ours.as_raw() > 0 && foreground == Ok(ours) {
-            Self::Shared(ours.as_raw())
-        } else {
-            Self::Own
+        match getpgid(Some(getppid())).map(NixPid::as_raw) {
+            // A group that was made outside our PID namespace has the number 0 and can't be joined.
+            Ok(fronts) if fronts > 0 && foreground_group() == Some(fronts) => Self::Shared(fronts),
+            _ => Self::Own,
         }
     }
+}
+
+/// The group that has the terminal, if there is one. Not to be kept: shells change it. The terminal is
+/// closed again, because it would not be free as long as somebody has it open.
+pub(super) fn foreground_group() -> Option<Pid> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let terminal = open(c"/dev/tty", flags, Mode::empty()).ok()?;
+    tcgetpgrp(terminal).ok().map(NixPid::as_raw)
 }

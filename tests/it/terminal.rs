@@ -232,6 +232,80 @@ fn a_background_job_that_reads_is_stopped_and_its_lease_renewed() {
 }
 
 #[test]
+fn a_standby_that_was_put_into_the_background_lets_its_command_be_stopped_when_it_reads() {
+    let world = World::on_files();
+    let holder = world.lease_exec().command(["sleep", "77"]).start();
+    world.wait_for_holder();
+    let mut terminal = Terminal::interactive(&world);
+    let shell = terminal.leader();
+    terminal.type_in("${LX/-q/--lease-duration 3s} cat\n");
+    terminal.wait_until_it_shows("somebody else holds the lease");
+    terminal.type_in(CTRL_Z);
+    terminal.wait_until_it_shows(PROMPT);
+    terminal.type_in("bg\n");
+    terminal.wait_until_it_shows(PROMPT);
+    holder.signal(Signal::SIGTERM);
+    let stopped = || {
+        let processes = world.processes();
+        let cat = processes.iter().find(|process| process.name == "cat")?;
+        (cat.state == 'T').then_some(cat.pid)
+    };
+    let cat = wait_until("the command is stopped", LIMIT, stopped);
+    // It is not continued over and over.
+    for _ in 0..3 {
+        world.wait_for_renewal();
+        assert_eq!(stopped(), Some(cat));
+    }
+    assert_eq!(terminal.count("refused"), 0, "{}", terminal.shown());
+    terminal.type_in("kill %1; wait %1; echo \"code\" $?\n");
+    terminal.wait_until_it_shows("code 143");
+    world.wait_until_nobody_but(&[shell]);
+}
+
+#[test]
+fn a_command_whose_script_has_lost_the_terminal_is_stopped_when_it_reads() {
+    let world = World::on_files();
+    let mut terminal = Terminal::interactive(&world);
+    let shell = terminal.leader();
+    let go = world.path().join("go");
+    terminal.type_in(&format!(
+        "sh -c \"${{LX/-q/-q --lease-duration 3s}} sh -c 'echo st''arted
+         until [ -e {} ]; do sleep 0.02; done; exec cat'; :\"\n",
+        go.display()
+    ));
+    terminal.wait_until_it_shows("started\r");
+    let [front] = world.wait_for_processes("lease-exec", 1)[..] else {
+        unreachable!("one was waited for");
+    };
+    // The shell takes the terminal back, and the command, which shares its group, runs on.
+    let script = Process::read(front).expect("it lives").parent;
+    signal(script, Signal::SIGSTOP);
+    terminal.wait_until_it_shows(PROMPT);
+    fs::write(go, "").expect("written");
+    let stopped = || {
+        let processes = world.processes();
+        let cat = processes.iter().find(|process| process.name == "cat")?;
+        (cat.state == 'T').then_some(cat.pid)
+    };
+    let cat = wait_until("the command is stopped", LIMIT, stopped);
+    for _ in 0..3 {
+        world.wait_for_renewal();
+        assert_eq!(stopped(), Some(cat));
+    }
+    assert_eq!(terminal.count("refused"), 0, "{}", terminal.shown());
+    terminal.type_in("fg\n");
+    wait_until("the job has the terminal", LIMIT, || {
+        (terminal.foreground() != shell).then_some(())
+    });
+    wait_until("the command goes on", LIMIT, || {
+        stopped().is_none().then_some(())
+    });
+    terminal.type_in(CTRL_C);
+    terminal.wait_until_it_shows(PROMPT);
+    world.wait_until_nobody_but(&[shell]);
+}
+
+#[test]
 fn a_job_that_was_brought_to_the_foreground_can_be_interrupted() {
     let world = World::on_files();
     let mut terminal = Terminal::interactive(&world);

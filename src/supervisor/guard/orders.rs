@@ -91,6 +91,9 @@ impl Watch {
         if self.is_of_the_tree(sender) {
             return;
         }
+        if signal == libc::SIGTSTP {
+            return self.undo_stop();
+        }
         // The terminal has told front's whole group. Whether the command is in that is asked anew
         // each time: it may put itself into another, as timeout(1) does.
         let told = if from_terminal {
@@ -106,6 +109,15 @@ impl Watch {
         }
         if signals::is_ending(signal) {
             self.tell(Word::Forwarded(signal));
+        }
+    }
+
+    /// The terminal has stopped front's whole group, and front refuses.
+    fn undo_stop(&self) {
+        match (self.group, self.command) {
+            (Group::Shared(_), Some(command)) => self.continue_group(command),
+            (Group::Shared(_), None) => self.signal_leftovers(libc::SIGCONT, None),
+            (Group::Own, _) => {}
         }
     }
 
@@ -129,7 +141,7 @@ impl Watch {
         if signal == libc::SIGCONT {
             return self.continue_group(command);
         }
-        match (self.guard.options.audience, self.guard.group) {
+        match (self.guard.options.audience, self.group) {
             (Audience::Command, _) => drop(sys::kill(command, signal)),
             // The leader is not reaped, so the group's number is still the command's.
             (Audience::Group, Group::Own) => drop(sys::kill(-command, signal)),
@@ -144,7 +156,7 @@ impl Watch {
             }
         }
         if signals::is_ending(signal) {
-            match (self.guard.options.audience, self.guard.group) {
+            match (self.guard.options.audience, self.group) {
                 (Audience::Command, Group::Own) => drop(sys::kill(command, libc::SIGCONT)),
                 (Audience::Group, _) | (_, Group::Shared(_)) => self.continue_group(command),
             }
@@ -177,14 +189,14 @@ impl Watch {
 
     /// The group that the command was started in.
     fn first_group(&self, command: Pid) -> Pid {
-        match self.guard.group {
+        match self.group {
             Group::Own => command,
             Group::Shared(group) => group,
         }
     }
 
     /// The group that the command, which is not reaped, is in now.
-    fn present_group(&self, command: Pid) -> Pid {
+    pub(super) fn present_group(&self, command: Pid) -> Pid {
         let present = getpgid(Some(NixPid::from_raw(command)));
         present.map_or_else(|_| self.first_group(command), NixPid::as_raw)
     }

@@ -18,8 +18,7 @@ use super::Guard;
 use crate::{
     clock::Instant,
     supervisor::{
-        Audience, Command, Deadline, Forwarded, Group, Inherited, Leftovers, Options, Privileges,
-        Status,
+        Audience, Command, Deadline, Forwarded, Inherited, Leftovers, Options, Privileges, Status,
         command::Exec,
         message::{Order, SIZE, Word},
         sys::{self, Forked},
@@ -44,7 +43,6 @@ impl Bench {
             front: guards,
             inherited: Inherited::at_entry().unwrap(),
             exec: Exec::new(&command, 0),
-            group: Group::Own,
             options: Options {
                 kill_budget: Duration::from_secs(2),
                 kin: 0,
