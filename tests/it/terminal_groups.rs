@@ -93,3 +93,53 @@ fn ctrl_c_reaches_the_awaited_who_are_elsewhere() {
     terminal.wait_until_it_shows("code 3");
     assert!(terminal.wait().success());
 }
+
+#[test]
+fn lease_execs_in_one_group_do_not_continue_each_other_for_ever() {
+    let world = World::on_files();
+    let listener = listener().display();
+    // Each writes where it can be told from the others.
+    let one = |name: &str| {
+        format!(
+            "${{LX/--lease demo/--lease {name}}} {listener} >{}/{name}",
+            world.path().display()
+        )
+    };
+    let script = format!("{} | {} | {}", one("one"), one("two"), one("three"));
+    let mut terminal = Terminal::script(&world, &script);
+    let heard_by = |name: &str| {
+        let text = fs::read_to_string(world.path().join(name)).unwrap_or_default();
+        (text.contains("ready"), heard(&text))
+    };
+    let names = ["one", "two", "three"];
+    wait_until("all are ready", LIMIT, || {
+        names.iter().all(|name| heard_by(name).0).then_some(())
+    });
+    let fronts = world.wait_for_processes("lease-exec", 3);
+    let send_all = |signal: Signal| {
+        for front in &fronts {
+            kill(Pid::from_raw(*front), signal).expect("it can be signalled");
+        }
+    };
+    // Each continues the whole group after this, because members of it may be stopped.
+    send_all(Signal::SIGHUP);
+    let count = |name: &str, signal: Signal| {
+        let numbers = heard_by(name).1.into_iter();
+        numbers.filter(|number| *number == signal as i32).count()
+    };
+    // There and back so often takes longer than what has to come to rest.
+    for round in 1..=20 {
+        send_all(Signal::SIGUSR1);
+        wait_until(format!("round {round} is heard"), LIMIT, || {
+            let is_heard = |name: &&str| count(name, Signal::SIGUSR1) == round;
+            names.iter().all(is_heard).then_some(())
+        });
+    }
+    for name in names {
+        // Three guards tell the group, and three fronts pass at most two of those on.
+        let continued = count(name, Signal::SIGCONT);
+        assert!((1..=9).contains(&continued), "{name}: {continued}");
+    }
+    send_all(Signal::SIGUSR2);
+    assert!(terminal.wait().success());
+}

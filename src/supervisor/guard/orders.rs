@@ -133,33 +133,36 @@ impl Watch {
 
     /// Signals the command if it is not reaped yet, and with `--group` its group with it. A signal
     /// that ends is followed by SIGCONT, because it would pend for ever in a stopped process.
-    /// SIGCONT goes to the whole group: one member of a stopped pipeline alone would hang the job.
+    /// That goes to the whole group: one member of a stopped pipeline alone would hang the job.
     fn signal_command(&mut self, signal: i32) {
         let Some(command) = self.command else {
             return self.signal_leftovers(signal, None);
         };
-        if signal == libc::SIGCONT {
-            return self.continue_group(command);
-        }
         match (self.guard.options.audience, self.group) {
-            (Audience::Command, _) => drop(sys::kill(command, signal)),
+            (_, Group::Own) if signal == libc::SIGCONT => self.continue_group(command),
+            // The others in it are the caller's, and may be lease-execs: if each continued the others
+            // when it is continued, there would be no end of it.
+            (_, Group::Shared(_)) if signal == libc::SIGCONT => self.signal_ours(command, signal),
+            (Audience::Group, Group::Shared(_)) => self.signal_ours(command, signal),
             // The leader is not reaped, so the group's number is still the command's.
             (Audience::Group, Group::Own) => drop(sys::kill(-command, signal)),
-            // The others in it are the caller's.
-            (Audience::Group, Group::Shared(_)) => {
-                if let Some(tree) = &self.tree {
-                    let group = self.present_group(command);
-                    let is_meant =
-                        |process: &Process| process.group == group || process.pid == command;
-                    tree.signal_those(signal, is_meant);
-                }
-            }
+            (Audience::Command, _) => drop(sys::kill(command, signal)),
         }
         if signals::is_ending(signal) {
             match (self.guard.options.audience, self.group) {
                 (Audience::Command, Group::Own) => drop(sys::kill(command, libc::SIGCONT)),
                 (Audience::Group, _) | (_, Group::Shared(_)) => self.continue_group(command),
             }
+        }
+    }
+
+    /// Signals the command and those of its tree who are in its group.
+    fn signal_ours(&self, command: Pid, signal: i32) {
+        let group = self.present_group(command);
+        let is_meant = |process: &Process| process.group == group && process.pid != command;
+        let _ = sys::kill(command, signal);
+        if let Some(tree) = &self.tree {
+            tree.signal_those(signal, is_meant);
         }
     }
 
