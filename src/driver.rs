@@ -307,6 +307,10 @@ impl<S: Store + 'static> Driver<S> {
                 };
                 Event::Ended { exit, at }
             }
+            Said::Overdue(status) => {
+                self.tell_end(status, "");
+                Event::Overdue
+            }
             Said::Draining { count } => {
                 let number = (count > 0).then_some(count);
                 info!(%lease, number, "ending what the command left behind (--wait-descendants waits for it)");

@@ -101,7 +101,8 @@ pub enum Event {
     Signalled {
         /// Its number.
         signal: i32,
-        /// Whether it is one that asks a program to end (TERM, INT, HUP, QUIT).
+        /// Whether it is to end lease-exec, or asks the command to end: TERM, INT, HUP and QUIT, and
+        /// while no command runs all that would end a program that does nothing about them.
         ends: bool,
     },
     /// The command's first process ended.
@@ -111,6 +112,8 @@ pub enum Event {
         /// When the guard saw it.
         at: Instant,
     },
+    /// The guard had to kill the command, because the term's deadline had passed.
+    Overdue,
     /// The command did not start, and nothing of it runs.
     NotStarted(NotStarted),
     /// The command's tree is proven dead.

@@ -179,6 +179,11 @@ impl Holding {
             Event::Changed(change) => self.on_change(outbox, now.at, change),
             Event::Signalled { signal, ends } => self.on_signal(outbox, now.at, signal, ends),
             Event::Ended { exit, at } => self.ended = Some((exit, at)),
+            Event::Overdue if self.lost.is_some() => {}
+            Event::Overdue => {
+                let message = "no renewal has reached the guard process in time".to_owned();
+                self.miss(outbox, now.at, message);
+            }
             Event::NotStarted(reason) => self.on_not_started(outbox, now.at, reason),
             Event::TreeGone => self.gone(outbox, now.at),
             Event::TreeStuck { survivors } => {
@@ -219,17 +224,7 @@ impl Holding {
         }
         let held = now.held_since(self.sent);
         if self.lost.is_none() && held >= self.renew_deadline(outbox) {
-            let message = self.reason_of_loss(outbox, held);
-            self.lost = Some(Lost {
-                at: now,
-                by_evidence: false,
-            });
-            let grace = self.kill_deadline(outbox).saturating_sub(held);
-            outbox.report(Report::Lost {
-                reason: message,
-                grace,
-            });
-            outbox.act(Action::Terminate);
+            self.miss(outbox, now, self.reason_of_loss(outbox, held));
         }
         let asked = self.kill_after.filter(|running| running.timer.is_due(now));
         let overdue = held >= self.kill_deadline(outbox)
@@ -245,6 +240,18 @@ impl Holding {
             outbox.report(Report::Killing(reason));
             outbox.act(Action::Kill);
         }
+    }
+
+    /// The lease is lost because it was not renewed in time.
+    fn miss(&mut self, outbox: &mut Outbox, now: Instant, reason: String) {
+        self.lost = Some(Lost {
+            at: now,
+            by_evidence: false,
+        });
+        let held = now.held_since(self.sent);
+        let grace = self.kill_deadline(outbox).saturating_sub(held);
+        outbox.report(Report::Lost { reason, grace });
+        outbox.act(Action::Terminate);
     }
 
     /// `--wait` also bounds the time that the command is kept from starting.

@@ -153,6 +153,7 @@ impl Waiting {
             Event::Wake
             | Event::Signalled { ends: false, .. }
             | Event::Ended { .. }
+            | Event::Overdue
             | Event::NotStarted(_)
             | Event::TreeGone
             | Event::TreeStuck { .. } => {}

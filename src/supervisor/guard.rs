@@ -428,9 +428,19 @@ impl Watch {
             return;
         }
         match self.guard.options.leftovers {
-            Leftovers::End => self.tell_surely(Word::Ended(status, Instant::now())),
+            Leftovers::End => self.tell_end(status),
             Leftovers::Await => self.awaited = Some(status),
         }
+    }
+
+    /// Beyond the deadline it is we who have killed it, whether front has seen the loss or not.
+    fn tell_end(&mut self, status: Status) {
+        let now = Instant::now();
+        self.tell_surely(if self.has_passed(now) {
+            Word::Overdue(status)
+        } else {
+            Word::Ended(status, now)
+        });
     }
 
     /// ECHILD: with all orphans of the tree coming to us, the proof that nothing of it lives; where
@@ -445,7 +455,7 @@ impl Watch {
         }
         self.phase = Phase::Over;
         if let Some(status) = self.awaited.take() {
-            self.tell_surely(Word::Ended(status, Instant::now()));
+            self.tell_end(status);
         }
         self.tell_surely(match self.exec_errno {
             Some(TOO_LATE) => Word::TooLate,

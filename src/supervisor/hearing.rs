@@ -143,6 +143,10 @@ impl Supervisor {
                 self.state = State::Guarded { command: None };
                 Report::Ended { status, at }
             }
+            Word::Overdue(status) => {
+                self.state = State::Guarded { command: None };
+                Report::Overdue(status)
+            }
             Word::Awaiting(status) => {
                 self.state = State::Guarded { command: None };
                 Report::Awaiting(status)

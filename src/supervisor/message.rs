@@ -103,6 +103,8 @@ pub(super) enum Word {
     Awaiting(Status),
     /// The command ended; others of its tree may live.
     Ended(Status, Instant),
+    /// The same, but beyond the deadline, at which the guard kills the tree.
+    Overdue(Status),
     /// What the command left behind is being ended: so many processes, or 0 if they can't be counted.
     Draining(i32),
     /// The guard is alive and killing.
@@ -148,6 +150,8 @@ impl Word {
             Self::Awaiting(Status::Signalled(signal)) => writer.byte(14).int(signal),
             Self::Draining(count) => writer.byte(15).int(count),
             Self::Forwarded(signal) => writer.byte(16).int(signal),
+            Self::Overdue(Status::Exited(code)) => writer.byte(17).byte(code),
+            Self::Overdue(Status::Signalled(signal)) => writer.byte(18).int(signal),
         };
         writer.bytes
     }
@@ -189,6 +193,8 @@ impl Word {
             14 => Self::Awaiting(Status::Signalled(reader.int()?)),
             15 => Self::Draining(reader.int()?),
             16 => Self::Forwarded(reader.int()?),
+            17 => Self::Overdue(Status::Exited(reader.byte()?)),
+            18 => Self::Overdue(Status::Signalled(reader.int()?)),
             // Only this file writes messages.
             _ => return None,
         })
@@ -343,6 +349,8 @@ mod tests {
             Word::Awaiting(Status::Signalled(34)),
             Word::Ended(Status::Exited(255), AT),
             Word::Ended(Status::Signalled(34), AT),
+            Word::Overdue(Status::Exited(255)),
+            Word::Overdue(Status::Signalled(34)),
             Word::Draining(4_194_304),
             Word::Killing,
             Word::Survivor(Survivor {

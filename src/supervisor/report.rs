@@ -55,6 +55,8 @@ pub enum Report {
         /// When.
         at: Instant,
     },
+    /// It ended so in the place of `Ended`, but beyond the deadline: the guard has killed it.
+    Overdue(Status),
     /// It ended, and what it left behind has been sent SIGTERM.
     Draining {
         /// How many processes, zombies among them; 0 if they can't be counted.

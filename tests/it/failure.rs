@@ -76,6 +76,26 @@ fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
 }
 
 #[test]
+fn an_end_at_the_deadline_is_a_loss_though_front_has_slept_through_it() {
+    let _quiet = quiet();
+    for options in [&[][..], &["--wait-descendants"]] {
+        let world = World::on_files();
+        let mark = Mark::new();
+        let arguments = [&["--lease-duration", "15s"], options].concat();
+        let command = mark.command(&["sleep", "7777"]);
+        let running = world.lease_exec().args(arguments).command(command).start();
+        mark.wait_for(1);
+        running.wait_until_it_says("started the command");
+        running.signal(Signal::SIGSTOP);
+        // Its own timer would end it more than a second after that.
+        mark.wait_for_nobody();
+        running.signal(Signal::SIGCONT);
+        let finished = running.wait();
+        finished.assert_code(79).assert_says("lost the lease: no renewal has succeeded for 10s");
+    }
+}
+
+#[test]
 fn a_front_that_was_stopped_hears_of_the_end_behind_much_else() {
     let world = World::on_files();
     // The guard says of each stop that it has refused it, more than the socket has room for.

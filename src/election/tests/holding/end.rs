@@ -100,6 +100,22 @@ fn the_grace_of_a_loss_is_not_prolonged_by_a_late_renewal() {
 }
 
 #[test]
+fn what_the_guard_had_to_end_at_its_deadline_is_a_loss_whoever_saw_it_first() {
+    // Front has renewed, and the guard was too slow to hear of it; or front was slow too.
+    for slept in [0.0, 13.0] {
+        let mut bench = Bench::running(settings());
+        bench.jump(seconds(slept));
+        bench.event(Event::Overdue);
+        let is_lost = |action: &Action| matches!(action, Action::Report(Report::Lost { .. }));
+        assert_eq!(bench.did(is_lost), 1);
+        bench.event(Event::TreeGone);
+        bench.settle();
+        assert_eq!(bench.exit(), Some(Exit::Lost));
+        assert_eq!(bench.holder(), None);
+    }
+}
+
+#[test]
 fn survivors_of_the_last_kill_end_the_waiting() {
     let mut bench = Bench::running(settings());
     while bench.kills() == 0 {

@@ -305,7 +305,9 @@ impl World {
             return self.schedule_at(self.after_pause(index), happening);
         }
         let code = self.random.pick(&[0, 0, 0, 1, 75, 79, 255]);
-        self.ended(position, Exit::Command(code));
+        let at = self.nodes[index].clocks.read(self.now).at;
+        let exit = Exit::Command(code);
+        self.ended(position, Event::Ended { exit, at });
         let unkillable = self
             .trees
             .get(position)
@@ -326,13 +328,12 @@ impl World {
         self.schedule_at(at, Happening::TreeGone { tree: name });
     }
 
-    fn ended(&mut self, position: usize, exit: Exit) {
+    fn ended(&mut self, position: usize, event: Event) {
         let tree = &mut self.trees[position];
         tree.ended = true;
         let (index, life) = (tree.node, tree.life);
         if self.nodes[index].life == life {
-            let at = self.nodes[index].clocks.read(self.now).at;
-            self.tell(index, Event::Ended { exit, at });
+            self.tell(index, event);
         }
     }
 
@@ -346,7 +347,13 @@ impl World {
             return self.schedule_at(self.after_pause(index), Happening::TreeGone { tree: name });
         }
         if !tree.ended {
-            self.ended(position, Exit::Signal(9));
+            let at = self.nodes[index].clocks.read(self.now).at;
+            let exit = Exit::Signal(9);
+            let event = match self.left(position) {
+                Duration::ZERO => Event::Overdue,
+                _ => Event::Ended { exit, at },
+            };
+            self.ended(position, event);
         }
         let Some(position) = self.position(name) else {
             return;

@@ -309,7 +309,7 @@ impl World {
             Event::Reply(_, Reply::Read(Err(failure)) | Reply::Written(Err(failure))) => {
                 record.heard(failure);
             }
-            Event::Wake | Event::Reply(..) => {}
+            Event::Overdue | Event::Wake | Event::Reply(..) => {}
         }
     }
 

@@ -433,6 +433,7 @@ impl World {
 fn importance(event: &Event) -> u8 {
     match event {
         Event::Ended { .. }
+        | Event::Overdue
         | Event::NotStarted(_)
         | Event::TreeGone
         | Event::TreeStuck { .. }
