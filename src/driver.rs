@@ -24,7 +24,7 @@ use crate::{
     },
     exit::Exit,
     lease::{Change, Failure, FailureKind},
-    signals::{self, Received, is_ending},
+    signals::{self, Received, ends_by_default, is_ending},
     store::{Store, Watch},
     supervisor::{self, Deadline, FindErrorKind, Status, Supervisor},
 };
@@ -169,14 +169,13 @@ impl<S: Store + 'static> Driver<S> {
             self.on_stop(received);
             return Event::Wake;
         }
-        let ends = is_ending(received.signal);
-        if ends {
-            self.supervisor.cancel_start(received.signal);
+        let signal = received.signal;
+        if is_ending(signal) {
+            self.supervisor.cancel_start(signal);
         }
-        Event::Signalled {
-            signal: received.signal,
-            ends,
-        }
+        let is_ours = !self.supervisor.is_engaged() && ends_by_default(signal);
+        let ends = is_ours || is_ending(signal);
+        Event::Signalled { signal, ends }
     }
 
     /// Who waits may be stopped: if the lease is acquired meanwhile, it runs out again. But not in

@@ -157,6 +157,22 @@ pub fn is_ending(signal: i32) -> bool {
     )
 }
 
+/// Whether a signal ends a program that does nothing about it. Such a program is lease-exec while no
+/// command runs.
+pub fn ends_by_default(signal: i32) -> bool {
+    !matches!(
+        signal,
+        libc::SIGCONT
+            | libc::SIGSTOP
+            | libc::SIGTSTP
+            | libc::SIGTTIN
+            | libc::SIGTTOU
+            | libc::SIGCHLD
+            | libc::SIGURG
+            | libc::SIGWINCH
+    )
+}
+
 /// Whether a signal is blocked and read. Others keep their default action: faults, which can't be
 /// blocked; SIGABRT, with which we would end ourselves; the kernel's limits; SIGCHLD, which nobody
 /// here waits for.
@@ -259,6 +275,16 @@ mod tests {
     fn faults_and_limits_keep_their_default_action() {
         for signal in [4, 5, 6, 7, 8, 9, 11, 17, 19, 24, 25, 31] {
             assert!(!is_read(signal), "{signal}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_ended_by_all_but_those_that_stop_continue_or_mean_nothing() {
+        for signal in [1, 2, 3, 9, 10, 12, 13, 14, 15, 16, 26, 27, 29, 30, 34, 64] {
+            assert!(ends_by_default(signal), "{signal}");
+        }
+        for signal in [17, 18, 19, 20, 21, 22, 23, 28] {
+            assert!(!ends_by_default(signal), "{signal}");
         }
     }
 

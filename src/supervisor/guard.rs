@@ -132,7 +132,7 @@ struct Watch {
     /// There is no child, but somebody in the leaf.
     lingering: bool,
     deadline: Option<Deadline>,
-    /// The first signal that should end the command before it has started.
+    /// The first signal that came before the start and ends who waits for it.
     cancelled_by: Option<i32>,
     /// Nobody is at the other end of the socket.
     alone: bool,

@@ -81,7 +81,7 @@ pub enum Report {
 pub enum NotStarted {
     /// The guard was stopped, did not read the order to start before the deadline, and is dead now.
     NoAnswer,
-    /// This signal, one of those that end a process, came before.
+    /// This signal, one of those that end a program by default, came before.
     Cancelled(i32),
     /// The deadline had passed.
     TooLate,

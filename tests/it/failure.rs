@@ -91,7 +91,9 @@ fn an_end_at_the_deadline_is_a_loss_though_front_has_slept_through_it() {
         mark.wait_for_nobody();
         running.signal(Signal::SIGCONT);
         let finished = running.wait();
-        finished.assert_code(79).assert_says("lost the lease: no renewal has succeeded for 10s");
+        finished
+            .assert_code(79)
+            .assert_says("lost the lease: no renewal has succeeded for 10s");
     }
 }
 

@@ -338,3 +338,48 @@ fn a_standby_that_was_stopped_once_can_not_be_stopped_when_it_holds() {
     send(libc::SIGUSR2, running.pid(), 1);
     running.wait().assert_code(0);
 }
+
+/// Sends a standby these in this order, and returns how it has ended.
+fn standby_gets(signals: &[i32]) -> i32 {
+    let world = World::on_files();
+    let _holder = world.lease_exec().command(["sleep", "77"]).start();
+    let holder = world.wait_for_holder();
+    let running = world.lease_exec().command(["sleep", "77"]).start();
+    running.wait_until_it_says("somebody else holds the lease");
+    for signal in signals {
+        send(*signal, running.pid(), 1);
+    }
+    let finished = running.wait();
+    assert_eq!(world.holder(), holder);
+    ended(&finished)
+}
+
+#[test]
+fn a_standby_is_ended_by_what_would_end_a_plain_program() {
+    use libc::{SIGALRM, SIGIO, SIGPIPE, SIGPWR, SIGUSR1, SIGUSR2};
+    for signal in [
+        SIGUSR1, SIGUSR2, SIGPIPE, SIGALRM, SIGIO, SIGPWR, 34, 37, 64,
+    ] {
+        assert_eq!(standby_gets(&[signal]), 128 + signal);
+    }
+}
+
+#[test]
+fn what_a_plain_program_ignores_does_not_end_a_standby() {
+    use libc::{SIGCHLD, SIGCONT, SIGTERM, SIGURG, SIGWINCH};
+    let signals = [SIGCHLD, SIGCONT, SIGURG, SIGWINCH, SIGTERM];
+    assert_eq!(standby_gets(&signals), 128 + SIGTERM);
+}
+
+#[test]
+fn what_would_end_a_plain_program_releases_a_young_lease_first() {
+    let world = World::on_files();
+    let invocation = world.lease_exec().args(["--create", "quarantine"]);
+    let running = invocation.command(["sleep", "77"]).start();
+    running.wait_until_it_says("the lease is young");
+    send(37, running.pid(), 1);
+    let finished = running.wait();
+    assert_eq!(ended(&finished), 128 + 37);
+    finished.assert_says("released the lease");
+    assert_eq!(world.holder(), "");
+}

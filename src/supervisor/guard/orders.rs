@@ -85,7 +85,7 @@ impl Watch {
             sender,
             from_terminal,
         } = forwarded;
-        if self.phase == Phase::Waiting && signals::is_ending(signal) {
+        if self.phase == Phase::Waiting && signals::ends_by_default(signal) {
             self.cancelled_by.get_or_insert(signal);
         }
         if self.is_of_the_tree(sender) {
