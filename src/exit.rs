@@ -75,7 +75,7 @@ pub const TABLE: &[(&str, &str)] = &[
     ),
     (
         "78",
-        "no usable configuration: of the cluster, its credentials (refused three times), the namespace, the lease (absent with --create never, or damaged) or the store's directory",
+        "no usable configuration: of the cluster, its credentials (refused three times), the namespace, the lease (absent with --create never, damaged, or of coordinated leader election) or the store's directory",
     ),
     (
         "79",

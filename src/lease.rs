@@ -101,6 +101,9 @@ pub struct Record {
     pub renew_time: Option<WallTime>,
     /// `leaseTransitions`; an absent one counts as 0. Never negative.
     pub transitions: u32,
+    /// `strategy` of coordinated leader election (KEP-4355); `None` if it is absent or empty. Only read:
+    /// a lease that has one is never written.
+    pub strategy: Option<String>,
 }
 
 /// What the store holds under a lease's name, as it was at one version.

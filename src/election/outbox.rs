@@ -381,6 +381,15 @@ pub(super) fn unlike() -> Failure {
     }
 }
 
+/// Why a lease is not one to contend for: the controller of coordinated leader election (KEP-4355) gives
+/// it to whom it wants, and does not wait until a record has run out (S4). Never written, then.
+pub(super) fn coordinated(claim: &Claim) -> Option<String> {
+    let strategy = claim.record.strategy.as_ref()?;
+    Some(format!(
+        "the lease belongs to coordinated leader election, as its spec.strategy is {strategy:?}; use another lease"
+    ))
+}
+
 /// Whether a write begins a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Acquires {

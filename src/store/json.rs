@@ -175,6 +175,7 @@ fn record(object: &Value) -> Result<Record, Failure> {
         acquire_time: time(spec, "acquireTime")?,
         renew_time: time(spec, "renewTime")?,
         transitions: transitions(spec)?,
+        strategy: strategy(spec)?,
     })
 }
 
@@ -183,6 +184,14 @@ fn holder(spec: &Value) -> Result<Option<Identity>, Failure> {
         None => Ok(None),
         Some(Value::String(holder)) => Ok(Identity::new(holder.as_str())),
         Some(holder) => Err(nonsense("spec.holderIdentity", holder, "a string")),
+    }
+}
+
+fn strategy(spec: &Value) -> Result<Option<String>, Failure> {
+    match field(spec, "strategy") {
+        None => Ok(None),
+        Some(Value::String(strategy)) => Ok((!strategy.is_empty()).then(|| strategy.clone())),
+        Some(strategy) => Err(nonsense("spec.strategy", strategy, "a string")),
     }
 }
 
@@ -371,6 +380,7 @@ mod tests {
                     unix_micros: (NEW_YEAR + 1) * 1_000_000 + 2
                 }),
                 transitions: 3,
+                strategy: None,
             }
         );
         assert_eq!((claim.created_ago, claim.written_ago), (None, None));
@@ -543,6 +553,7 @@ mod tests {
             acquire_time: None,
             renew_time: Some(second(NEW_YEAR)),
             transitions: 4,
+            strategy: None,
         };
         let mut expected = stored(json!({
             "holderIdentity": "",
@@ -572,6 +583,7 @@ mod tests {
             acquire_time: Some(second(NEW_YEAR)),
             renew_time: Some(second(NEW_YEAR + 1)),
             transitions: 0,
+            strategy: None,
         };
         let object = new_object("ops", "nightly", &record);
         assert_eq!(

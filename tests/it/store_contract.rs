@@ -504,6 +504,7 @@ fn held(holder: &str, micros: i64) -> Record {
         acquire_time: Some(new_year(0)),
         renew_time: Some(new_year(micros)),
         transitions: 0,
+        strategy: None,
     }
 }
 

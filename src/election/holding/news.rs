@@ -7,7 +7,7 @@ use crate::{
     clock::{Instant, Now},
     election::{
         Action, Reply, Report,
-        outbox::{Attempt, Outbox, Pending, Timer, unlike},
+        outbox::{Attempt, Outbox, Pending, Timer, coordinated, unlike},
     },
     lease::{Change, Claim, Failure, FailureKind, Outcome},
 };
@@ -111,6 +111,9 @@ impl Holding {
         }
         if claim.record.holder.as_ref() != Some(&outbox.settings.identity) {
             return self.lose(outbox, now, taken(&claim));
+        }
+        if let Some(message) = coordinated(&claim) {
+            return self.lose(outbox, now, message);
         }
         if claim.version < self.claim.version {
             let message =
@@ -230,6 +233,8 @@ impl Holding {
             );
         } else if claim.record.holder.as_ref() != Some(&outbox.settings.identity) {
             self.lose(outbox, now, taken(claim));
+        } else if let Some(message) = coordinated(claim) {
+            self.lose(outbox, now, message);
         } else {
             // Our own write, or an edit that leaves us in place: no reason to stop, and an event
             // never prolongs a term.

@@ -8,7 +8,7 @@ use crate::{
     election::{
         Create, Reply, Report,
         holding::Holding,
-        outbox::{Attempt, Outbox, Pending, Timer, unlike},
+        outbox::{Attempt, Outbox, Pending, Timer, coordinated, unlike},
     },
     exit::Exit,
     lease::{Change, Claim, Failure, FailureKind, Outcome},
@@ -127,6 +127,11 @@ impl Waiting {
         now: Now,
         claim: Option<Claim>,
     ) -> Option<Box<Holding>> {
+        if let Some(message) = claim.as_ref().and_then(coordinated) {
+            outbox.settle_all();
+            self.leave(Exit::Configuration, Some(message));
+            return None;
+        }
         let ours = claim
             .as_ref()
             .and_then(|claim| outbox.attempt_behind(claim));
@@ -347,7 +352,12 @@ impl Waiting {
             return;
         }
         match change {
-            Change::Written(claim) => self.learn(outbox, now.at, claim, false),
+            Change::Written(claim) => {
+                if let Some(message) = coordinated(&claim) {
+                    return self.leave(Exit::Configuration, Some(message));
+                }
+                self.learn(outbox, now.at, claim, false);
+            }
             Change::Deleted(claim) => {
                 self.seen = Some(claim.version);
                 self.known = Known::Absent;

@@ -53,6 +53,7 @@ fn record(holder: &str, micros: i64) -> Record {
             unix_micros: micros,
         }),
         transitions: 0,
+        strategy: None,
     }
 }
 

@@ -163,6 +163,7 @@ fn records() -> impl Strategy<Value = Record> {
             acquire_time: acquired.map(|unix_micros| WallTime { unix_micros }),
             renew_time: renewed.map(|unix_micros| WallTime { unix_micros }),
             transitions,
+            strategy: None,
         })
 }
 
@@ -187,7 +188,10 @@ fn check_reading(object: &Value, claim: &Claim) -> Result<(), TestCaseError> {
         acquire_time,
         renew_time,
         transitions,
+        strategy,
     } = &claim.record;
+    let named = in_spec(object, "strategy").map(|value| value.as_str().unwrap());
+    prop_assert_eq!(strategy.as_deref(), named.filter(|name| !name.is_empty()));
     match in_spec(object, "holderIdentity") {
         None => prop_assert_eq!(holder, &None),
         Some(Value::String(text)) if text.is_empty() => prop_assert_eq!(holder, &None),

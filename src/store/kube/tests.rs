@@ -53,6 +53,7 @@ fn record() -> Record {
         acquire_time: None,
         renew_time: Some(WallTime { unix_micros: 0 }),
         transitions: 1,
+        strategy: None,
     }
 }
 

@@ -17,6 +17,7 @@ fn a_release_empties_the_record_as_client_go_does() {
         acquire_time: Some(bench.now.wall),
         renew_time: Some(bench.now.wall),
         transitions: last.transitions,
+        strategy: None,
     };
     assert_eq!(bench.stored.expect("stored").record, expected);
 }

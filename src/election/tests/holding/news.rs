@@ -204,3 +204,28 @@ fn a_servers_wish_makes_a_holder_slower_and_never_faster() {
         assert!(bench.is_reading(), "{wish} {answered}: too late");
     }
 }
+
+#[test]
+fn a_strategy_costs_the_holder_its_command_whether_told_or_found() {
+    for is_told in [true, false] {
+        let mut bench = Bench::running(settings());
+        let record = bench.stored.clone().expect("stored").record;
+        bench.store(Record {
+            strategy: Some("OldestEmulationVersion".to_owned()),
+            ..record
+        });
+        if is_told {
+            bench.notice();
+        } else {
+            // The renewal meets a conflict, and the look shows why.
+            bench.pass(seconds(2.0));
+            bench.settle();
+        }
+        assert_eq!(bench.kills(), 1, "told: {is_told}");
+        bench.event(Event::TreeGone);
+        assert_eq!(bench.exit(), Some(Exit::Lost), "told: {is_told}");
+        let versions = bench.versions;
+        bench.pass(seconds(60.0));
+        assert_eq!(bench.versions, versions, "it was written");
+    }
+}

@@ -245,3 +245,56 @@ fn a_start_at_the_very_deadline_waits_for_a_renewal() {
         assert_eq!(bench.starts(), 1, "{latency} s");
     }
 }
+
+/// A record that the controller of coordinated leader election gives to whom it wants.
+fn coordinated(record: Record) -> Record {
+    Record {
+        strategy: Some("OldestEmulationVersion".to_owned()),
+        ..record
+    }
+}
+
+#[test]
+fn a_lease_with_a_strategy_is_never_written_and_ends_the_candidate() {
+    let bench_on = |record: Record| Bench::holding_what(settings(), |bench| bench.store(record));
+    // At first sight, free or held; and told by the watch, or found when the watch is silent.
+    let mut at_first = vec![
+        bench_on(coordinated(Record::default())),
+        bench_on(coordinated(held_by("other_1"))),
+    ];
+    let mut told = bench_on(held_by("other_1"));
+    told.settle();
+    told.store(coordinated(held_by("other_1")));
+    told.notice();
+    let mut found = bench_on(held_by("other_1"));
+    found.settle();
+    found.store(coordinated(held_by("other_1")));
+    found.pass(seconds(20.0));
+    at_first.extend([told, found]);
+    for mut bench in at_first {
+        bench.settle();
+        // The take-over in vain is looked into.
+        bench.pass(seconds(5.0));
+        bench.settle();
+        assert_eq!(bench.exit(), Some(Exit::Configuration));
+        assert_eq!(bench.starts(), 0);
+        let record = bench.stored.expect("stored").record;
+        assert_ne!(record.holder, Some(identity("me_1")), "it was taken");
+    }
+}
+
+#[test]
+fn a_strategy_that_comes_after_a_write_in_doubt_lets_nothing_start() {
+    let mut bench = Bench::new(settings());
+    bench.reply();
+    bench.lose_reply(true);
+    let record = bench.stored.clone().expect("carried out").record;
+    bench.store(coordinated(record));
+    bench.pass(seconds(2.5));
+    bench.settle();
+    assert_eq!(bench.exit(), Some(Exit::Configuration));
+    assert_eq!(bench.starts(), 0);
+    let versions = bench.versions;
+    bench.pass(seconds(60.0));
+    assert_eq!(bench.versions, versions, "it was written");
+}
