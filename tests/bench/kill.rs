@@ -18,8 +18,9 @@ use std::{
 use nix::sys::signal::Signal;
 
 mod launch;
-#[path = "../support/surroundings.rs"]
-mod surroundings;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod support;
 
 #[expect(dead_code, unused_imports, reason = "the tests use more of it")]
 #[path = "../it"]
@@ -32,6 +33,7 @@ mod it {
 
 // Where they look for each other.
 use it::{control_plane, processes, wait, world};
+use support::{cgroup, janitor, surroundings};
 
 use control_plane::ControlPlane;
 use launch::launch;

@@ -18,8 +18,9 @@ mod requests;
 mod stamp;
 mod statistics;
 mod stub;
-#[path = "../support/surroundings.rs"]
-mod surroundings;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod support;
 mod take_over;
 mod tap;
 
@@ -46,6 +47,7 @@ use std::{
 };
 
 use it::{control_plane, wait, world};
+use support::{cgroup, janitor, surroundings};
 
 use contender::{Contender, Ground, Instance};
 use hand_over::Cause;

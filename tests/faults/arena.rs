@@ -13,9 +13,10 @@ use std::{
 };
 
 use crate::{
-    cage::Cage,
+    cgroup::TestCgroup,
     control_plane::{ControlPlane, User},
     history::{History, Term},
+    janitor,
     network::{Namespace, Network},
     node::{self, Node, Setup},
     proxy::{Active, Link},
@@ -25,7 +26,6 @@ use crate::{
 
 /// What arenas are made from.
 pub(crate) struct Ground<'a> {
-    pub(crate) cage: &'a Cage,
     pub(crate) network: &'a Network,
     pub(crate) control_plane: &'a ControlPlane,
     /// Where the evidence goes.
@@ -99,7 +99,7 @@ impl Arena {
                 Random::new(random.next()),
             );
             let namespace = (setting.nodes == Nodes::Networks)
-                .then(|| ground.network.namespace(ground.cage.name()));
+                .then(|| ground.network.namespace(&janitor::name()));
             // One of those with a network of its own does without the proxy.
             let port = match (setting.nodes, node) {
                 (Nodes::Networks, 0) => ground.control_plane.port(),
@@ -117,7 +117,8 @@ impl Arena {
             let setup = Setup {
                 lease,
                 kubeconfig: ground.control_plane.kubeconfig_at(&url, &name, User::Admin),
-                cgroup: ground.cage.cgroup(&format!("{name}-{node}")),
+                // What one leaves behind, no other must end.
+                cgroup: TestCgroup::version_2(),
                 directory: directory.clone(),
                 shape: setting.shape,
             };

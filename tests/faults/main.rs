@@ -12,7 +12,6 @@
 
 mod arena;
 mod arguments;
-mod cage;
 mod history;
 mod network;
 mod node;
@@ -25,8 +24,9 @@ mod statistics;
 mod tally;
 mod witness;
 
-#[path = "../support/surroundings.rs"]
-mod surroundings;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the tests use all of it, and this only some")]
+mod support;
 
 #[path = "../it"]
 mod it {
@@ -50,6 +50,7 @@ use std::{
 };
 
 use it::{control_plane, wait, world};
+use support::{cgroup, janitor, surroundings};
 
 use arguments::{Arguments, Task};
 use random::Random;
@@ -64,7 +65,10 @@ fn main() -> ExitCode {
         return witness::run(role, Path::new(directory));
     }
     // SAFETY: nobody has started a thread.
-    unsafe { surroundings::settle() };
+    let _janitor = unsafe {
+        surroundings::settle();
+        janitor::Janitor::hire()
+    };
     match Arguments::parse() {
         Ok(arguments) => run(arguments),
         Err(problem) => {

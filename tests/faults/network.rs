@@ -11,14 +11,14 @@ use std::{
 
 use crate::{arena::Verdict, tally};
 
-/// The bridge that nodes are connected to. It goes with its cage.
+/// The bridge that nodes are connected to. It goes with this process.
 pub(crate) struct Network {
     name: String,
     address: Ipv4Addr,
     nodes: AtomicUsize,
 }
 
-/// A network namespace. It goes when this is dropped, and with its cage at the latest.
+/// A network namespace. It goes when this is dropped, and with this process at the latest.
 pub(crate) struct Namespace {
     pub(crate) name: String,
     bridge: String,

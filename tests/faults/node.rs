@@ -15,7 +15,7 @@ use nix::{
 };
 
 use crate::{
-    cage,
+    cgroup::{self, TestCgroup},
     network::Namespace,
     proxy::Link,
     tally,
@@ -38,7 +38,7 @@ pub(crate) struct Node {
 pub(crate) struct Setup {
     pub(crate) lease: String,
     pub(crate) kubeconfig: PathBuf,
-    pub(crate) cgroup: PathBuf,
+    pub(crate) cgroup: TestCgroup,
     pub(crate) directory: PathBuf,
     pub(crate) shape: Shape,
 }
@@ -105,11 +105,11 @@ impl Node {
         self.runs += 1;
         let messages = File::create(self.message_file(self.runs)).expect("a file can be made");
         let Setup { shape, .. } = &self.setup;
-        let mut command = Command::new("sh");
+        let words = self.words();
+        let mut command = Command::new(&words[0]);
+        cgroup::begin_in(self.setup.cgroup.path(), &mut command);
         let child = command
-            .args(["-c", "echo $$ >\"$0\" && exec \"$@\""])
-            .arg(self.setup.cgroup.join("cgroup.procs"))
-            .args(self.words())
+            .args(&words[1..])
             .env(witness::NODE, self.number.to_string())
             .env(witness::SHAPE, shape.name())
             .stdin(Stdio::null())
@@ -145,11 +145,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        cage::clear(&self.setup.cgroup);
+        self.setup.cgroup.kill();
         if let Some(child) = &mut self.child {
             let _ = child.wait();
         }
-        cage::clear(&self.setup.cgroup);
     }
 }
 

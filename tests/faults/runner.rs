@@ -15,8 +15,8 @@ use std::{
 
 use crate::{
     arena::{Arena, Ground},
-    cage::Cage,
     control_plane::ControlPlane,
+    janitor,
     network::Network,
     random::Random,
     round,
@@ -33,7 +33,6 @@ pub(crate) struct Job {
 
 /// All that rounds need, set up.
 pub(crate) struct Runner {
-    cage: Cage,
     network: Network,
     shared: OnceLock<ControlPlane>,
     /// For outages, which only one round at a time can have.
@@ -50,12 +49,10 @@ pub(crate) struct Runner {
 impl Runner {
     /// Sets everything up, lets `play` use it, and takes it down again.
     pub(crate) fn with<T>(lanes: usize, play: impl FnOnce(&Self) -> T) -> T {
-        let cage = Cage::new();
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(cage.name());
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(janitor::name());
         fs::create_dir_all(&directory).expect("cargo's directory for tests can be written");
         let runner = Self {
-            network: Network::new(cage.name()),
-            cage,
+            network: Network::new(&janitor::name()),
             shared: OnceLock::new(),
             own: OnceLock::new(),
             directory,
@@ -116,7 +113,6 @@ impl Runner {
             let address = self.network.address();
             let control_plane = servers.get_or_init(|| ControlPlane::start_reachable_at(address));
             let ground = Ground {
-                cage: &self.cage,
                 network: &self.network,
                 control_plane,
                 directory: &self.directory,

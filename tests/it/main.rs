@@ -39,8 +39,10 @@ mod terminal_groups;
 mod wait;
 mod world;
 
-#[path = "../support/surroundings.rs"]
-mod surroundings;
+#[path = "../support/mod.rs"]
+mod support;
+
+use support::{cgroup, janitor, surroundings};
 
 /// libtest has no place for this: when it runs the first test, there is more than one thread.
 #[used]
@@ -49,7 +51,12 @@ static BEFORE_MAIN: extern "C" fn() = before_main;
 
 extern "C" fn before_main() {
     // SAFETY: what the C library runs before `main` it runs in the only thread.
-    unsafe { surroundings::settle() };
+    let janitor = unsafe {
+        surroundings::settle();
+        janitor::Janitor::hire()
+    };
+    // It works when this process has ended.
+    std::mem::forget(janitor);
 }
 
 #[path = "../bench/memory.rs"]

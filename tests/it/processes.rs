@@ -19,6 +19,8 @@ use nix::{
 };
 use tempfile::TempDir;
 
+pub(crate) use crate::cgroup::TestCgroup;
+
 use crate::{
     wait::{LIMIT, try_wait_until, wait_until},
     world::{Invocation, LEASE, Running, World, is_alive, now},
@@ -36,10 +38,13 @@ pub(crate) enum Level {
 /// Both, for what must be true with and without a cgroup.
 pub(crate) const LEVELS: [Level; 2] = [Level::Cgroup, Level::Tree];
 
-/// Hides the file systems of cgroups of version 2 from what it executes. They are still listed.
+/// Hides the file systems of cgroups of version 2 from what it executes. They are still listed, and at
+/// the place of its own cgroup there is a directory that is none.
 const HIDE_CGROUPS: &str = "sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup2 .*/\\1/p' \
                             /proc/self/mountinfo | while read -r place; do \
-                            mount -t tmpfs none \"$place\"; done; exec \"$@\"";
+                            mount -t tmpfs none \"$place\"; \
+                            mkdir -p \"$place$(sed -n s/^0:://p /proc/self/cgroup)\"; \
+                            done; exec \"$@\"";
 
 impl Level {
     /// Starts lease-exec so; its pid is that of what is started.
@@ -226,6 +231,7 @@ impl InTerminal {
         );
         fs::write(&session, script).expect("it can be written");
         let mut terminal = Command::new("script");
+        world.take_in(&mut terminal);
         let terminal = terminal
             .args(["--quiet", "--return", "--command"])
             // The group is a job of a shell's, as it is where people work. Otherwise the end of the
@@ -388,93 +394,6 @@ pub(crate) fn cgroup(pid: i32) -> String {
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
     own.unwrap_or_default().to_owned()
-}
-
-// === Cgroups ===
-
-/// A cgroup of a test's own, with one controller of version 1 or 2.
-pub(crate) struct TestCgroup {
-    path: PathBuf,
-}
-
-impl TestCgroup {
-    /// A cgroup of version 2, wherever that is mounted.
-    pub(crate) fn version_2() -> Self {
-        Self::below(&Self::mount_of_version_2())
-    }
-
-    pub(crate) fn mount_of_version_2() -> PathBuf {
-        mount_of(|kind, _| kind == "cgroup2")
-    }
-
-    /// One of version 1, with this controller.
-    pub(crate) fn with(controller: &str) -> Self {
-        let has_it = |kind: &str, options: &str| {
-            kind == "cgroup" && options.split(',').any(|option| option == controller)
-        };
-        Self::below(&mount_of(has_it))
-    }
-
-    fn below(mount: &Path) -> Self {
-        static BOXES: AtomicU32 = AtomicU32::new(0);
-        let number = BOXES.fetch_add(1, Ordering::Relaxed);
-        let path = mount.join(format!("box-{}-{number}", std::process::id()));
-        fs::create_dir(&path).expect("a cgroup can be made; these tests need root");
-        Self { path }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn set(&self, file: &str, value: &str) {
-        let path = self.path.join(file);
-        fs::write(&path, value).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
-    }
-
-    pub(crate) fn get(&self, file: &str) -> String {
-        let text = fs::read_to_string(self.path.join(file)).expect("it can be read");
-        text.trim_end().to_owned()
-    }
-
-    /// What puts the program that follows into it.
-    pub(crate) fn around(&self) -> [String; 4] {
-        let procs = self.path.join("cgroup.procs");
-        let script = "echo $$ >\"$0\" && exec \"$@\"";
-        let words = ["sh", "-c", script, procs.to_str().expect("UTF-8")];
-        words.map(str::to_owned)
-    }
-}
-
-impl Drop for TestCgroup {
-    fn drop(&mut self) {
-        // Whatever a failed test has left.
-        for thaw in [("cgroup.freeze", "0"), ("freezer.state", "THAWED")] {
-            if self.path.join(thaw.0).exists() {
-                let _ = fs::write(self.path.join(thaw.0), thaw.1);
-            }
-        }
-        let _ = try_wait_until(LIMIT, || {
-            for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-                let _ = fs::remove_dir(entry.path());
-            }
-            fs::remove_dir(&self.path).ok()
-        });
-    }
-}
-
-/// Where a file system of this type and with these options of its own is mounted.
-fn mount_of(is_it: impl Fn(&str, &str) -> bool) -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("it can be read");
-    let found = mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut after = after.split(' ');
-        let kind = after.next()?;
-        let options = after.nth(1)?;
-        let point = before.split(' ').nth(4)?;
-        is_it(kind, options).then(|| PathBuf::from(point))
-    });
-    found.expect("the cgroup file system that this test needs is mounted")
 }
 
 // === Odd processes ===

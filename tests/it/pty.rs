@@ -61,6 +61,7 @@ impl Terminal {
             .expect("it can be opened");
         let again = |file: &File| file.try_clone().expect("a descriptor can be copied");
         let mut command = Command::new(argv[0]);
+        world.take_in(&mut command);
         let (mark, value) = world.mark();
         let session = command
             .args(&argv[1..])

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    cgroup::{self, TestCgroup},
     control_plane::{ControlPlane, User},
     wait::{LIMIT, wait_until},
 };
@@ -26,7 +27,12 @@ use crate::{
 pub(crate) const LEASE: &str = "demo";
 
 /// A place for one lease, with a directory for what the instances leave behind.
+///
+/// Instances start in a cgroup of its own, where one can be made: each ends what dead ones have left in
+/// its cgroup, and says so.
 pub(crate) struct World<'a> {
+    // Dropped first: that kills all in it.
+    cgroup: Option<TestCgroup>,
     directory: TempDir,
     place: Place<'a>,
     instances: AtomicU32,
@@ -75,6 +81,7 @@ impl<'a> World<'a> {
         fs::write(directory.path().join("witness"), WITNESS).expect("the witness can be written");
         fs::write(directory.path().join("log"), "").expect("the log can be written");
         Self {
+            cgroup: TestCgroup::try_version_2(),
             directory,
             place,
             instances: AtomicU32::new(0),
@@ -131,8 +138,16 @@ impl<'a> World<'a> {
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         Invocation {
             command,
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
             stdout: self.path().join(format!("stdout-{number}")),
             stderr: self.path().join(format!("stderr-{number}")),
+        }
+    }
+
+    /// Has a command start in this world's cgroup that is no [`Invocation`].
+    pub(crate) fn take_in(&self, command: &mut Command) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup::begin_in(cgroup.path(), command);
         }
     }
 
@@ -371,6 +386,7 @@ impl Log {
 /// lease-exec, about to be started.
 pub(crate) struct Invocation {
     command: Command,
+    cgroup: Option<PathBuf>,
     stdout: PathBuf,
     stderr: PathBuf,
 }
@@ -426,6 +442,9 @@ impl Invocation {
     /// Starts it, in a process group of its own.
     pub(crate) fn start(mut self) -> Running {
         let create = |path: &Path| fs::File::create(path).expect("an output file can be made");
+        if let Some(cgroup) = &self.cgroup {
+            cgroup::begin_in(cgroup, &mut self.command);
+        }
         let child = self
             .command
             .stdout(create(&self.stdout))

@@ -60,7 +60,7 @@ fn is_kept(name: &str) -> bool {
         "TERM_ROUNDS",
     ]
     .contains(&name)
-        || ["BENCH_", "HERD_", "RUST_TEST_", "TEST_"]
+        || ["HERD_", "RUST_TEST_", "TEST_"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
 }

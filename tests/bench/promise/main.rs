@@ -12,8 +12,9 @@ mod gate;
 #[path = "../launch.rs"]
 mod launch;
 mod scenario;
-#[path = "../../support/surroundings.rs"]
-mod surroundings;
+#[path = "../../support/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod support;
 mod witness;
 
 #[expect(dead_code, unused_imports, reason = "the tests use more of it")]
@@ -35,6 +36,7 @@ use std::{
 
 // Where they look for each other.
 use it::{control_plane, processes, wait, world};
+use support::{cgroup, janitor, surroundings};
 
 use control_plane::ControlPlane;
 use launch::launch;

@@ -1,35 +1,24 @@
 //! Server processes that never outlive the test process, however it ends.
 
 use std::fs::{self, File};
-use std::io::{self, PipeWriter};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::wait::{LIMIT, wait_until};
+use crate::wait::{LIMIT, try_wait_until, wait_until};
 
-/// A directory and a process group for servers, which are both gone after the group is dropped or
-/// the test process has ended, even by SIGKILL.
+/// A directory and a process group for servers, which are both gone after the group is dropped. When
+/// the test process ends otherwise, the janitor ends the servers.
 ///
-/// Neither destructors nor PR_SET_PDEATHSIG would do: statics are never dropped, and the signal is
-/// sent when the *thread* ends that started the process, which is that of a test. So two helpers wait
-/// for the end of a pipe, whose other end only the test process has:
-///
-/// - the *anchor*, whose process group the servers join, and which only has to exist;
-/// - the *janitor*, outside of that group, which then kills it and removes the directory.
-///
-/// There is no moment at which a server runs that the janitor wouldn't find.
+/// The group is that of an *anchor*, which only has to exist, and ends with the test process.
 pub(crate) struct ServerGroup {
     directory: PathBuf,
     anchor: Child,
-    janitor: Child,
-    // `None` while being dropped.
-    lifeline: Option<PipeWriter>,
 }
 
 impl ServerGroup {
@@ -40,29 +29,13 @@ impl ServerGroup {
             .tempdir()
             .expect("make a temporary directory")
             .keep();
-        // Both ends are close-on-exec, so that no process that we or a test starts keeps the pipe.
-        let (end, lifeline) = io::pipe().expect("make a pipe");
         let anchor = Command::new("cat")
-            .stdin(end.try_clone().expect("duplicate a descriptor"))
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .process_group(0)
             .spawn()
             .expect("start the anchor");
-        // In a group of its own, so that Ctrl-C in the terminal doesn't reach it.
-        let janitor = Command::new("sh")
-            .args(["-c", JANITOR, "janitor", &anchor.id().to_string()])
-            .arg(&directory)
-            .stdin(end)
-            .stdout(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("start the janitor");
-        Self {
-            directory,
-            anchor,
-            janitor,
-            lifeline: Some(lifeline),
-        }
+        Self { directory, anchor }
     }
 
     /// The directory for all that servers and tests write.
@@ -101,24 +74,13 @@ impl ServerGroup {
 
 impl Drop for ServerGroup {
     fn drop(&mut self) {
-        self.lifeline = None;
-        // Nothing to do about an error: we may be unwinding from a panic already.
-        let _ = self.janitor.wait();
+        // Nothing to do about an error: this may be unwinding from a panic already. SIGKILL takes
+        // effect a little later than the call returns, and until then a server may make files.
+        let _ = killpg(self.pid(), Signal::SIGKILL);
         let _ = self.anchor.wait();
+        let _ = try_wait_until(LIMIT, || fs::remove_dir_all(&self.directory).ok());
     }
 }
-
-/// SIGKILL takes effect a little later than `kill` returns, and until then a server may still make
-/// files, so that removing the directory may have to be tried again.
-const JANITOR: &str = r#"
-trap '' HUP INT TERM
-cat
-kill -s KILL -- "-$1" 2>/dev/null
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-    rm -rf -- "$2" 2>/dev/null && break
-    sleep 0.1
-done
-"#;
 
 /// A server process, killed when it is dropped.
 pub(crate) struct Server {
