@@ -25,7 +25,15 @@ main() {
     tests/static-binary.sh >/dev/null
 
     echo "run: on $("$assets/kube-apiserver" --version) with etcd$("$assets/etcd" --version | sed -n 's/^etcd Version://p')" >&2
-    cargo test --locked "$@"
+    # What a test writes there is no failure, and nothing that may be overlooked.
+    local not_applicable=${CARGO_TARGET_DIR:-target}/tmp/not-applicable status=0
+    rm -f "$not_applicable"
+    cargo test --locked "$@" || status=$?
+    if [[ -e $not_applicable ]]; then
+        cat "$not_applicable"
+        echo "$(wc -l <"$not_applicable") tests were not applicable"
+    fi
+    return "$status"
 }
 
 # Whether cargo works; where rustup is there but no toolchain, it gets one.

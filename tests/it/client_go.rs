@@ -26,8 +26,7 @@ fn client_go_waits_for_us_and_takes_what_we_release() {
     let mut scheduler = scheduler(&world);
     wait_until("the scheduler contends", LIMIT, || {
         scheduler
-            .log()
-            .contains("attempting to acquire leader lease")
+            .says("attempting to acquire leader lease")
             .then_some(())
     });
     for _ in 0..12 {

@@ -12,6 +12,7 @@ mod servers;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod version;
 
 use std::fs;
 use std::io::Write as _;
@@ -34,9 +35,11 @@ pub(crate) use kubeconfig::User;
 pub(crate) use requests::{Answer, Requests};
 pub(crate) use scheduler::{ElectionTimes, Scheduler};
 pub(crate) use servers::free_port;
+pub(crate) use version::needs_kubernetes;
 
 use certificates::{Authority, TokenKey};
 use servers::{Server, ServerGroup};
+use version::minor_version;
 
 /// A running control plane.
 ///
@@ -49,6 +52,7 @@ pub(crate) struct ControlPlane {
     etcd_port: u16,
     port: u16,
     bind_address: Ipv4Addr,
+    options: &'static [&'static str],
     etcd: Mutex<Server>,
     api_server: Mutex<Server>,
     admin: Requests,
@@ -64,16 +68,25 @@ impl ControlPlane {
 
     /// Starts a control plane of the caller's own, and waits until it is ready.
     pub(crate) fn start() -> Self {
-        Self::start_at(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+        Self::start_with(&[])
+    }
+
+    /// The same, with further options for the API server.
+    pub(crate) fn start_with(options: &'static [&'static str]) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, options)
     }
 
     /// The same, but the API server listens on all addresses of this machine, and has a certificate
     /// for this one of them.
     pub(crate) fn start_reachable_at(address: Ipv4Addr) -> Self {
-        Self::start_at(Ipv4Addr::UNSPECIFIED, address)
+        Self::start_at(Ipv4Addr::UNSPECIFIED, address, &[])
     }
 
-    fn start_at(bind_address: Ipv4Addr, address: Ipv4Addr) -> Self {
+    fn start_at(
+        bind_address: Ipv4Addr,
+        address: Ipv4Addr,
+        options: &'static [&'static str],
+    ) -> Self {
         let group = ServerGroup::new();
         let authority = Authority::new();
         write_secrets(group.directory(), &authority, address);
@@ -83,7 +96,13 @@ impl ControlPlane {
         wait_until_etcd_listens(&etcd, etcd_port);
 
         let port = free_port();
-        let api_server = Mutex::new(start_api_server(&group, bind_address, port, etcd_port));
+        let api_server = Mutex::new(start_api_server(
+            &group,
+            bind_address,
+            port,
+            etcd_port,
+            options,
+        ));
         let url = format!("https://127.0.0.1:{port}");
         let admin = kubeconfig::content(&User::Admin, &url, "default", &authority);
         let admin = Requests::new(admin);
@@ -94,6 +113,7 @@ impl ControlPlane {
             etcd_port,
             port,
             bind_address,
+            options,
             etcd,
             api_server,
             admin,
@@ -430,6 +450,7 @@ fn start_api_server(
     bind_address: Ipv4Addr,
     port: u16,
     etcd_port: u16,
+    options: &[&str],
 ) -> Server {
     let program = programs().join("kube-apiserver");
     let mut command = Command::new(&program);
@@ -449,23 +470,14 @@ fn start_api_server(
         .arg("--service-account-key-file=tokens.pem")
         .arg("--service-account-signing-key-file=tokens.key")
         .arg("--service-account-issuer=https://kubernetes.default.svc")
-        .args(["--authorization-mode=RBAC", "--profiling=false"]);
+        .args(["--authorization-mode=RBAC", "--profiling=false"])
+        .args(options);
     // Up to 1.23 it listens without TLS too unless told not to, and from 1.24 on there is no such
     // option.
     if minor_version(&program) < 24 {
         command.arg("--insecure-port=0");
     }
     group.start("kube-apiserver", &mut command)
-}
-
-/// The second number in, for instance, `Kubernetes v1.20.2`.
-fn minor_version(program: &Path) -> u32 {
-    let version = output(program, "--version");
-    let minor = version
-        .split('.')
-        .nth(1)
-        .and_then(|minor| minor.parse().ok());
-    minor.unwrap_or_else(|| panic!("{} has an odd version: {version}", program.display()))
 }
 
 fn output(program: &Path, option: &str) -> String {

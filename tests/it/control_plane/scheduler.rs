@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use super::free_port;
 use super::servers::{Server, ServerGroup};
-use super::{free_port, minor_version};
+use super::version::minor_version;
 
 /// The times of client-go's leader election.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +79,12 @@ impl Scheduler {
 
     /// Whether it has got the lease at any time since its start.
     pub(crate) fn has_led(&self) -> bool {
-        self.server.log().contains("successfully acquired lease")
+        self.says("successfully acquired lease")
+    }
+
+    /// Whether it has logged this. Later versions begin a line's text with a capital letter.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.log().to_lowercase().contains(text)
     }
 
     /// Whether it is running. It ends when it loses the lease.

@@ -138,11 +138,7 @@ fn a_scheduler_takes_the_lease_of_another_that_was_stopped() {
     wait_until("the stopped one has ended", LIMIT, || {
         (!leader.is_running()).then_some(())
     });
-    assert!(
-        leader.log().contains("leaderelection lost"),
-        "{}",
-        leader.log()
-    );
+    assert!(leader.says("leaderelection lost"), "{}", leader.log());
 }
 
 #[test]

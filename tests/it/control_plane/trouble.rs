@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use http::Method;
 use serde_json::Value;
@@ -31,8 +32,13 @@ impl ControlPlane {
 
     /// Starts a killed API server again, with the same port and data, and waits until it is ready.
     pub(crate) fn start_api_server(&self) {
-        *lock(&self.api_server) =
-            start_api_server(&self.group, self.bind_address, self.port, self.etcd_port);
+        *lock(&self.api_server) = start_api_server(
+            &self.group,
+            self.bind_address,
+            self.port,
+            self.etcd_port,
+            self.options,
+        );
         self.wait_until_ready();
     }
 
@@ -45,7 +51,13 @@ impl ControlPlane {
     /// killing means the first one.
     pub(crate) fn start_second_api_server(&self) -> SecondApiServer {
         let port = free_port();
-        let mut server = start_api_server(&self.group, self.bind_address, port, self.etcd_port);
+        let mut server = start_api_server(
+            &self.group,
+            self.bind_address,
+            port,
+            self.etcd_port,
+            self.options,
+        );
         let url = format!("https://127.0.0.1:{port}");
         let client = self.client_at(&url, User::Admin);
         let is_ready = || {
@@ -68,11 +80,18 @@ impl ControlPlane {
         self.etcdctl_says(&["compaction", "--physical", &revision]);
     }
 
-    /// Saves what etcd holds, for [`Self::restore`].
+    /// Saves what etcd holds, for [`Self::restore`]: its directory, as a kill at this moment would leave
+    /// it. What restores a snapshot is not the same program in all versions of etcd.
     pub(crate) fn save(&self) -> PathBuf {
-        let file = self.directory().join("snapshot");
-        self.etcdctl_says(&["snapshot", "save", &file.to_string_lossy()]);
-        file
+        let saved = self.directory().join("saved");
+        self.stop_etcd();
+        let mut copy = Command::new("cp");
+        copy.arg("-r")
+            .arg(self.directory().join("etcd"))
+            .arg(&saved);
+        assert!(copy.status().expect("run cp").success());
+        self.continue_etcd();
+        saved
     }
 
     /// Kills both servers, gives etcd what was saved in place of what it has, and starts them again.
@@ -81,8 +100,7 @@ impl ControlPlane {
         lock(&self.etcd).kill();
         let data = self.directory().join("etcd");
         fs::remove_dir_all(&data).expect("a dead etcd's directory can be removed");
-        let data = format!("--data-dir={}", data.display());
-        self.etcdctl_says(&["snapshot", "restore", &saved.to_string_lossy(), &data]);
+        fs::rename(saved, &data).expect("what was saved can be moved");
         *lock(&self.etcd) = start_etcd(&self.group, self.etcd_port);
         wait_until_etcd_listens(&self.etcd, self.etcd_port);
         self.start_api_server();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::kube::{Namespace, open};
 use super::{Place, created, current, done, held, run, shown, write, written};
-use crate::control_plane::{Answer, ControlPlane, Requests, User};
+use crate::control_plane::{Answer, ControlPlane, Requests, User, needs_kubernetes};
 use crate::wait::{LIMIT, wait_until};
 
 // === Writes ===
@@ -231,6 +231,27 @@ fn every_write_of_ours_moves_the_renew_time_to_the_other_manager_with_a_new_time
             last = owner;
         }
     });
+}
+
+/// What would make the second manager needless, if there were no older servers.
+#[test]
+fn a_manager_that_writes_twice_moves_the_time_of_its_entry() {
+    if !needs_kubernetes(25, "kubernetes/kubernetes#110058") {
+        return;
+    }
+    let place = Namespace::new("a_manager_that_writes_twice_moves_the_time");
+    let admin = place.server.client(User::Admin);
+    let born = put(&admin, &place, &lease("a", 1)).body;
+    let before = owner_of_renew_time(&born);
+    let due = next_second(&before.1);
+    wait_until("the clock shows the next second", LIMIT, || {
+        (jiff::Timestamp::now() >= due).then_some(())
+    });
+    let mut changed = born;
+    changed["spec"]["renewTime"] = json!("2026-01-01T00:00:00.000002Z");
+    let after = owner_of_renew_time(&put(&admin, &place, &changed).body);
+    assert_eq!(after.0, before.0);
+    assert!(after.1 > before.1, "{after:?} is not later than {before:?}");
 }
 
 // === Namespaces ===
