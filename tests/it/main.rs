@@ -9,6 +9,7 @@ mod connection;
 mod containment;
 mod control_plane;
 mod documents;
+mod edits;
 mod exit_status;
 mod failure;
 mod footprint;

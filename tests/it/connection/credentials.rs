@@ -53,6 +53,58 @@ fn a_token_file_that_rotates_is_read_again_and_the_command_never_notices() {
     assert_eq!(world.holder(), "");
 }
 
+/// As when a pod is deleted by force while its node can't be reached: nobody renews its token.
+#[test]
+fn a_token_bound_to_a_pod_that_is_deleted_costs_the_holder_its_command() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace();
+    let user = format!("system:serviceaccount:{namespace}:bound");
+    control_plane.grant(namespace, &user, VERBS);
+    // It makes the service account.
+    control_plane.token(namespace, "bound");
+    let pods = format!("/api/v1/namespaces/{namespace}/pods");
+    let pod = json!({
+        "metadata": {"name": "worker"},
+        "spec": {
+            "serviceAccountName": "bound",
+            "automountServiceAccountToken": false,
+            "containers": [{"name": "worker", "image": "example.com/worker"}],
+        },
+    });
+    let (status, pod) = control_plane.raw(Method::POST, &pods, Some(pod));
+    assert_eq!(status, 201, "{pod}");
+    let request = json!({"spec": {
+        "expirationSeconds": 600,
+        "boundObjectRef": {
+            "kind": "Pod",
+            "apiVersion": "v1",
+            "name": "worker",
+            "uid": pod["metadata"]["uid"],
+        },
+    }});
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/bound/token");
+    let (status, answer) = control_plane.raw(Method::POST, &path, Some(request));
+    assert_eq!(status, 201, "{answer}");
+    let token = answer["status"]["token"].as_str().expect("a token");
+    wait_for_status(&world, &User::Token(token.into()), 404);
+    let file = world.path().join("token");
+    fs::write(&file, token).expect("written");
+    let kubeconfig = kubeconfig_as(&world, &json!({"tokenFile": file}));
+    let holder = witness(&world, &kubeconfig).start();
+    let log = world.wait_for_starts(1);
+    world.wait_for_renewal();
+
+    let pod = format!("{pods}/worker?gracePeriodSeconds=0");
+    let (status, answer) = control_plane.raw(Method::DELETE, &pod, None);
+    assert_eq!(status, 200, "{answer}");
+    let finished = holder.wait_within(LIMIT * 2);
+    finished
+        .assert_code(79)
+        .assert_says("the API server does not accept the credentials");
+    assert!(!is_alive(log.runs[0].pid));
+}
+
 #[test]
 fn a_client_certificate_that_rotates_file_by_file_is_taken_up_when_it_is_whole() {
     let control_plane = ControlPlane::shared();
