@@ -124,6 +124,45 @@ fn without_the_right_to_create_the_message_holds_the_rule_all_the_same() {
     run().assert_code(0);
 }
 
+/// What the server says of a name, lease-exec says before it asks: with 64, and only of those.
+#[test]
+fn just_the_names_that_the_server_refuses_are_refused_at_the_start() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let kubeconfig = kubeconfig(&world, User::Admin, |_| {});
+    let longest = "a".repeat(253);
+    let too_long = "a".repeat(254);
+    for (name, is_good) in [
+        ("a..b", false),
+        ("a.-b", false),
+        ("a-.b", false),
+        ("Nightly", false),
+        ("nightly_run", false),
+        (&too_long, false),
+        ("a.b-c.9", true),
+        ("0", true),
+        (&longest, true),
+    ] {
+        let path = format!(
+            "/apis/coordination.k8s.io/v1/namespaces/{}/leases/{name}",
+            world.namespace()
+        );
+        let lease = json!({"metadata": {"name": name}});
+        let (status, answer) = control_plane.raw(Method::PUT, &path, Some(lease));
+        assert_eq!(status, if is_good { 201 } else { 422 }, "{name}: {answer}");
+        let invocation = world
+            .invocation()
+            .args(["-q", "--lease", name, "--kubeconfig"]);
+        let finished = invocation.args([&kubeconfig]).args(["--", "true"]).run();
+        match is_good {
+            true => {
+                finished.assert_code(0);
+            }
+            false => assert_refused(&finished, 64, &["the lease name"]),
+        }
+    }
+}
+
 #[test]
 fn what_was_named_explicitly_never_falls_through_to_the_pods_service_account() {
     let world = World::on_kubernetes();

@@ -8,6 +8,7 @@ mod command;
 mod connection;
 mod containment;
 mod control_plane;
+mod coordinated;
 mod documents;
 mod edits;
 mod exit_status;
