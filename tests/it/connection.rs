@@ -1,5 +1,6 @@
 //! Connections to the API server: as whom, to where, and by which way.
 
+mod addresses;
 mod credentials;
 mod impersonation;
 mod way;
@@ -24,7 +25,16 @@ const VERBS: &[&str] = &["get", "create", "update", "watch"];
 
 /// A kubeconfig for `user` with the world's namespace, after an edit.
 fn kubeconfig(world: &World<'_>, user: User, edit: impl Fn(&mut Value)) -> PathBuf {
-    let control_plane = ControlPlane::shared();
+    edited(ControlPlane::shared(), world, user, edit)
+}
+
+/// The same for a world on another control plane.
+fn edited(
+    control_plane: &ControlPlane,
+    world: &World<'_>,
+    user: User,
+    edit: impl Fn(&mut Value),
+) -> PathBuf {
     let path = control_plane.kubeconfig_at(&control_plane.url(), world.namespace(), user);
     let text = fs::read_to_string(&path).expect("a kubeconfig can be read");
     let mut config = serde_json::from_str(&text).expect("a kubeconfig of ours is JSON");

@@ -73,23 +73,29 @@ impl ControlPlane {
 
     /// The same, with further options for the API server.
     pub(crate) fn start_with(options: &'static [&'static str]) -> Self {
-        Self::start_at(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, options)
+        Self::start_at(Ipv4Addr::LOCALHOST, &[], options)
     }
 
     /// The same, but the API server listens on all addresses of this machine, and has a certificate
     /// for this one of them.
     pub(crate) fn start_reachable_at(address: Ipv4Addr) -> Self {
-        Self::start_at(Ipv4Addr::UNSPECIFIED, address, &[])
+        Self::start_at(Ipv4Addr::UNSPECIFIED, &[address], &[])
+    }
+
+    /// The same, but the API server listens on the first of these addresses only, and has a
+    /// certificate for all of them.
+    pub(crate) fn start_on(addresses: &[Ipv4Addr]) -> Self {
+        Self::start_at(addresses[0], addresses, &[])
     }
 
     fn start_at(
         bind_address: Ipv4Addr,
-        address: Ipv4Addr,
+        addresses: &[Ipv4Addr],
         options: &'static [&'static str],
     ) -> Self {
         let group = ServerGroup::new();
         let authority = Authority::new();
-        write_secrets(group.directory(), &authority, address);
+        write_secrets(group.directory(), &authority, addresses);
 
         let etcd_port = free_port();
         let etcd = Mutex::new(start_etcd(&group, etcd_port));
@@ -103,7 +109,7 @@ impl ControlPlane {
             etcd_port,
             options,
         ));
-        let url = format!("https://127.0.0.1:{port}");
+        let url = url(bind_address, port);
         let admin = kubeconfig::content(&User::Admin, &url, "default", &authority);
         let admin = Requests::new(admin);
 
@@ -127,10 +133,10 @@ impl ControlPlane {
 
     /// The API server's URL.
     pub(crate) fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        url(self.bind_address, self.port)
     }
 
-    /// The API server's port on 127.0.0.1.
+    /// The API server's port.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -154,7 +160,7 @@ impl ControlPlane {
 
     /// A certificate for a server on this machine, signed by the same authority.
     pub(crate) fn server_certificate(&self) -> Identity {
-        self.authority.server(Ipv4Addr::LOCALHOST)
+        self.authority.server(&[])
     }
 
     /// A client certificate for `user`, a member of `groups`.
@@ -397,9 +403,20 @@ impl ControlPlane {
     }
 }
 
+/// The URL of an API server that listens there.
+fn url(bind_address: Ipv4Addr, port: u16) -> String {
+    let is_everywhere = bind_address.is_unspecified();
+    let address = if is_everywhere {
+        Ipv4Addr::LOCALHOST
+    } else {
+        bind_address
+    };
+    format!("https://{address}:{port}")
+}
+
 /// Writes what the API server reads: certificates and keys.
-fn write_secrets(directory: &Path, authority: &Authority, address: Ipv4Addr) {
-    let server = authority.server(address);
+fn write_secrets(directory: &Path, authority: &Authority, addresses: &[Ipv4Addr]) {
+    let server = authority.server(addresses);
     let tokens = TokenKey::new();
     for (name, content) in [
         ("ca.pem", authority.certificate()),

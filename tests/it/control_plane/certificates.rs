@@ -50,9 +50,10 @@ impl Authority {
         self.certificate.pem()
     }
 
-    /// A certificate for a server on this machine, which is also called by this address.
-    pub(crate) fn server(&self, address: Ipv4Addr) -> Identity {
-        let names = ["localhost", "127.0.0.1", "::1", &address.to_string()].map(String::from);
+    /// A certificate for a server on this machine, which is also called by these addresses.
+    pub(crate) fn server(&self, addresses: &[Ipv4Addr]) -> Identity {
+        let mut names = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();
+        names.extend(addresses.iter().map(Ipv4Addr::to_string));
         let mut params = CertificateParams::new(names).expect("the names are valid");
         params
             .distinguished_name

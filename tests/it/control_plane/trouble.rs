@@ -1,6 +1,7 @@
 //! What a test does to the servers of its own control plane.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::servers::Server;
 use super::{
-    ControlPlane, START_LIMIT, User, free_port, lock, start_api_server, start_etcd,
+    ControlPlane, START_LIMIT, User, free_port, lock, start_api_server, start_etcd, url,
     wait_until_etcd_listens,
 };
 use crate::wait::wait_until;
@@ -50,15 +51,23 @@ impl ControlPlane {
     /// Starts one more API server on the same etcd, and waits until it serves leases. Stopping and
     /// killing means the first one.
     pub(crate) fn start_second_api_server(&self) -> SecondApiServer {
-        let port = free_port();
+        self.start_second(self.bind_address, free_port())
+    }
+
+    /// The same, with the first one's port on another address.
+    pub(crate) fn start_second_api_server_on(&self, address: Ipv4Addr) -> SecondApiServer {
+        self.start_second(address, self.port)
+    }
+
+    fn start_second(&self, bind_address: Ipv4Addr, port: u16) -> SecondApiServer {
         let mut server = start_api_server(
             &self.group,
-            self.bind_address,
+            bind_address,
             port,
             self.etcd_port,
             self.options,
         );
-        let url = format!("https://127.0.0.1:{port}");
+        let url = url(bind_address, port);
         let client = self.client_at(&url, User::Admin);
         let is_ready = || {
             assert!(server.is_running(), "{}", server.log_tail());
