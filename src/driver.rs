@@ -86,6 +86,11 @@ pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings)
             ),
         ],
         request_timeout: settings.timing.request_timeout,
+        // With --no-wait there is no other attempt for which the store can get ready.
+        preparation: match settings.wait {
+            Some(Duration::ZERO) => LONGEST_PREPARATION,
+            _ => Duration::ZERO,
+        },
         consequence: None,
         refused_at: None,
         is_awaiting: false,
@@ -104,6 +109,8 @@ struct Driver<S: Store> {
     above: Option<String>,
     environment: Vec<(&'static str, String)>,
     request_timeout: Duration,
+    /// How long a read may take before its own limit counts.
+    preparation: Duration,
     /// What carrying out an action has led to at once.
     consequence: Option<Event>,
     /// When a stop was last refused.
@@ -111,6 +118,9 @@ struct Driver<S: Store> {
     /// The command ended, and those whom it left behind are awaited.
     is_awaiting: bool,
 }
+
+/// More than a credential plugin may take, which therefore says itself what was wrong.
+const LONGEST_PREPARATION: Duration = Duration::from_secs(150);
 
 /// Refusals that follow each other more closely are one.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(250);
@@ -207,7 +217,10 @@ impl<S: Store + 'static> Driver<S> {
             Action::Read(id) => {
                 let store = Rc::clone(&self.store);
                 let limit = self.request_timeout;
+                let preparation = self.preparation;
                 self.request = Some(Box::pin(async move {
+                    // What comes too late is told by the attempt.
+                    let _ = time::timeout(preparation, store.prepare()).await;
                     (id, Reply::Read(within(limit, &*store, store.read()).await))
                 }));
             }

@@ -24,6 +24,12 @@ pub trait Store {
     /// Makes one attempt at a write.
     fn write(&self, write: Write) -> impl Future<Output = Result<Outcome, Failure>>;
 
+    /// Waits until the first attempt has what it needs, however long that takes. To be dropped is
+    /// safe; attempts work without it.
+    fn prepare(&self) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
     /// Says what the last attempt waited for, if it was dropped: "the answer of ...".
     fn awaited(&self) -> Option<String> {
         None

@@ -25,6 +25,8 @@ use crate::lease::{Claim, Failure, FailureKind, Outcome, Version, Write};
 mod certificate;
 mod client;
 mod config;
+mod connector;
+mod credentials;
 mod dial;
 mod exec;
 mod failure;
@@ -108,6 +110,10 @@ impl Store for KubeStore {
             }),
             _ => Err(failure::from_answer(&answer, &self.target)),
         }
+    }
+
+    async fn prepare(&self) {
+        self.connections.prepare().await;
     }
 
     fn awaited(&self) -> Option<String> {

@@ -15,11 +15,11 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use http::{HeaderValue, Uri};
+use http::Uri;
 use kube::config::{
     Cluster, Config, Context, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError,
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
 use super::{
     failure::failure,
@@ -30,6 +30,9 @@ use crate::lease::{Failure, FailureKind};
 mod authority;
 mod explain;
 mod file;
+mod token;
+
+pub(super) use self::token::{NoToken, Token};
 
 /// Where the user wants the cluster's address and credentials to come from.
 #[derive(Clone, Debug, Default)]
@@ -75,8 +78,9 @@ pub struct ClusterConfig {
     origin: Origin,
     context_namespace: Option<String>,
     files: Vec<(PathBuf, Option<Stamp>)>,
-    /// Without a credential plugin, which is in `exec`, and with the token in place of its file.
+    /// Without a credential plugin, which is in `exec`, and without what becomes a token.
     pub(super) config: Config,
+    pub(super) token: Option<Token>,
     pub(super) exec: Option<ExecConfig>,
     pub(super) proxy: Option<Proxy>,
 }
@@ -249,6 +253,7 @@ impl ClusterConfig {
             context_namespace: context_namespace.filter(|name| !name.is_empty()),
             files: stamps,
             config,
+            token: None,
             exec: None,
             proxy,
         };
@@ -263,7 +268,8 @@ impl ClusterConfig {
         config.default_namespace = config.default_namespace.trim().to_owned();
         authority::check(&config, &format!("{SERVICE_ACCOUNT}/ca.crt"))?;
         let proxy = environment.proxies.proxy_for(&config.cluster_url)?;
-        let files = stamped(config.root_cert_file.clone());
+        // Out of kube's sight, which would read it while it connects: it is stamped like any other.
+        let files = stamped(config.root_cert_file.take());
         let mut new = Self {
             source,
             environment,
@@ -271,6 +277,7 @@ impl ClusterConfig {
             context_namespace: None,
             files,
             config,
+            token: None,
             exec: None,
             proxy,
         };
@@ -287,14 +294,17 @@ impl ClusterConfig {
                 self.config.cluster_url.to_string()
             )));
         }
+        // kube would panic at a path which, with ours, is longer than any URL can be.
+        if self.config.cluster_url.path().len() > LONGEST_PATH {
+            return Err(misconfigured(format!(
+                "the path of the server in {place} is too long"
+            )));
+        }
         self.config.cluster_url = with_port(&self.config.cluster_url);
         self.config.default_retry = false;
-        self.take_token()?;
+        self.token = self.take_token()?;
         let user = &mut self.config.auth_info;
-        self.exec = user
-            .exec
-            .take()
-            .filter(|_| user.token.is_none() && user.username.is_none());
+        self.exec = user.exec.take().filter(|_| self.token.is_none());
         for (path, is_beside) in [
             (
                 &user.client_certificate,
@@ -324,38 +334,41 @@ impl ClusterConfig {
         Ok(())
     }
 
-    /// Puts the token's text in the place of its file, trimmed; kube would read it untrimmed, and a
-    /// token that is no header value makes it panic. As in client-go the file beats a token that
-    /// stands beside it.
-    fn take_token(&mut self) -> Result<(), Failure> {
-        let token = match self.config.auth_info.token_file.take() {
+    /// Takes out what proves who asks. As in client-go the file beats a token that stands beside it.
+    fn take_token(&mut self) -> Result<Option<Token>, Failure> {
+        let user = &mut self.config.auth_info;
+        let (username, password) = (user.username.take(), user.password.take());
+        let (inline, provider) = (user.token.take(), user.auth_provider.take());
+        let token = match user.token_file.take() {
             Some(path) => {
                 let path = PathBuf::from(path);
                 self.files.extend(stamped([path.clone()]));
-                let token = file::read("the token", &path)?;
-                // What is no text fails as a header does, below.
-                Some(String::from_utf8_lossy(&token).into_owned())
+                // What is no text fails as a header does.
+                String::from_utf8_lossy(&file::read("the token", &path)?).into_owned()
             }
-            None => self
-                .config
-                .auth_info
-                .token
-                .as_ref()
-                .map(|token| token.expose_secret().to_owned()),
+            None => inline.map_or_else(String::new, |token| token.expose_secret().to_owned()),
         };
-        let token = token
-            .map(|token| token.trim().to_owned())
-            .filter(|token| !token.is_empty());
-        if token
-            .as_ref()
-            .is_some_and(|token| HeaderValue::try_from(token).is_err())
-        {
-            return Err(misconfigured(
-                "the token has characters that no token can have",
-            ));
+        let unusable = |NoToken| misconfigured("the token has characters that no token can have");
+        let token = Token::bearer(&token).map_err(unusable)?;
+        match (token, username, provider) {
+            (Some(token), ..) => Ok(Some(token)),
+            (None, Some(user), _) if !user.is_empty() => {
+                let password = password
+                    .as_ref()
+                    .map_or("", |password| password.expose_secret());
+                Token::basic(&user, password).map(Some).map_err(unusable)
+            }
+            (None, _, Some(provider)) => {
+                let token = provider
+                    .config
+                    .get("id-token")
+                    .filter(|_| provider.name == "oidc");
+                let token =
+                    token.ok_or_else(|| misconfigured(explain::auth_provider(&provider)))?;
+                Token::bearer(token).map_err(unusable)
+            }
+            (None, _, None) => Ok(None),
         }
-        self.config.auth_info.token = token.map(SecretString::from);
-        Ok(())
     }
 }
 
@@ -478,6 +491,9 @@ fn names(files: &[PathBuf]) -> String {
 fn misconfigured(message: impl Into<String>) -> Failure {
     failure(FailureKind::Misconfigured, message)
 }
+
+/// In bytes.
+const LONGEST_PATH: usize = 4096;
 
 /// Where the kubelet puts a pod's token, certificate authority and namespace.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

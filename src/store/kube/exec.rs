@@ -5,13 +5,16 @@
 //! The protocol: kubernetes.io, "Authenticating", "client-go credential plugins".
 //!
 //! A plugin runs in a process group of its own, so that all of it can be killed when it takes too
-//! long or when we end.
+//! long or when we end. One that may ask on our terminal stays in ours, and is killed alone.
 //!
 //! Must not: run on the runtime's thread, as it blocks until the plugin has ended.
 
 use std::{
     io::{self, Read},
-    os::{fd::AsFd, unix::process::CommandExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -21,21 +24,29 @@ use std::{
 use jiff::Timestamp;
 use kube::config::{ExecConfig, ExecInteractiveMode};
 use nix::{
+    fcntl::{OFlag, open},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
+    sys::{
+        signal::{self, Signal, killpg},
+        stat::Mode,
+    },
+    unistd::{Pid, getpgrp, tcgetpgrp},
 };
 use serde_json::{Value, json};
 
-use super::failure::{failure, plain};
+use super::{
+    config::Token,
+    failure::{failure, plain},
+};
 use crate::{
     lease::{Failure, FailureKind},
     supervisor::Inherited,
 };
 
 /// What a plugin gave.
-pub(super) struct Credentials {
-    pub(super) token: Option<String>,
+#[derive(Default)]
+pub(super) struct Given {
+    pub(super) token: Option<Token>,
     /// A client certificate and its key, each as PEM.
     pub(super) certificate: Option<(String, String)>,
     /// When to ask again; `None`: when they are refused.
@@ -119,13 +130,33 @@ impl Leash {
     }
 }
 
-/// Kills a plugin that is not reaped, with its group. It may take a while to die, for instance while
-/// a file server hangs, so that the caller decides whether to wait for that.
+/// Kills a plugin that is not reaped, with its group if it has one. It may take a while to die, for
+/// instance while a file server hangs, so that the caller decides whether to wait for that.
 fn kill(child: &Child) {
     // Linux numbers processes below 2^22, see proc(5) on pid_max.
-    if let Ok(group) = i32::try_from(child.id()) {
-        // A failure means that nobody is left in it.
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    if let Ok(pid) = i32::try_from(child.id()).map(Pid::from_raw) {
+        // There is no such group if it is in ours. A failure means that nobody is left.
+        let _ = killpg(pid, Signal::SIGKILL).or_else(|_| signal::kill(pid, Signal::SIGKILL));
+    }
+}
+
+/// Where a plugin can ask its questions.
+#[derive(Debug)]
+pub(super) enum Terminal {
+    /// Nowhere: there is no terminal, or it is the command's.
+    None,
+    /// We are in its foreground.
+    Ours(OwnedFd),
+}
+
+impl Terminal {
+    /// Looks for one, as long as no command has it. Standard input is no longer ours.
+    pub(super) fn find() -> Self {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        match open(c"/dev/tty", flags, Mode::empty()) {
+            Ok(terminal) if tcgetpgrp(&terminal) == Ok(getpgrp()) => Self::Ours(terminal),
+            _ => Self::None,
+        }
     }
 }
 
@@ -135,23 +166,32 @@ fn kill(child: &Child) {
 ///
 /// [`FailureKind::Misconfigured`] if it can't be run, [`FailureKind::Unauthorized`] if it gave no
 /// credentials; with the command and its status.
-pub(super) fn run(exec: &ExecConfig, leash: &Leash) -> Result<Credentials, Failure> {
-    run_within(exec, leash, LONGEST_RUN)
+pub(super) fn run(exec: &ExecConfig, leash: &Leash, terminal: Terminal) -> Result<Given, Failure> {
+    run_within(exec, leash, terminal, LONGEST_RUN)
 }
 
-fn run_within(exec: &ExecConfig, leash: &Leash, limit: Duration) -> Result<Credentials, Failure> {
+fn run_within(
+    exec: &ExecConfig,
+    leash: &Leash,
+    terminal: Terminal,
+    limit: Duration,
+) -> Result<Given, Failure> {
     let misconfigured = |message: String| failure(FailureKind::Misconfigured, message);
     let Some(program) = &exec.command else {
         return Err(misconfigured(
             "the kubeconfig's exec user names no command".into(),
         ));
     };
-    if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
-        let message = format!(
-            "the credential plugin {program:?} needs a terminal of its own (interactiveMode: Always)"
-        );
-        return Err(misconfigured(message));
-    }
+    let terminal = match (&exec.interactive_mode, terminal) {
+        (Some(ExecInteractiveMode::Never), _) => Terminal::None,
+        (Some(ExecInteractiveMode::Always), Terminal::None) => {
+            return Err(misconfigured(format!(
+                "the credential plugin {program:?} has to ask something (interactiveMode: Always), for which there \
+                 must be a terminal and no command yet"
+            )));
+        }
+        (_, terminal) => terminal,
+    };
     let deadline = Instant::now() + limit;
     let failed = |what: String| {
         failure(
@@ -160,7 +200,7 @@ fn run_within(exec: &ExecConfig, leash: &Leash, limit: Duration) -> Result<Crede
         )
     };
     let stdout = leash
-        .start(&mut command(program, exec))
+        .start(&mut command(program, exec, terminal))
         .map_err(|error| misconfigured(not_started(program, exec, &error)))?
         .ok_or_else(|| failed("was not started, as the program ends".into()))?;
     let ended =
@@ -176,7 +216,7 @@ fn run_within(exec: &ExecConfig, leash: &Leash, limit: Duration) -> Result<Crede
     parse(&output).map_err(failed)
 }
 
-fn command(program: &str, exec: &ExecConfig) -> Command {
+fn command(program: &str, exec: &ExecConfig, terminal: Terminal) -> Command {
     let mut command = Command::new(program);
     command.args(exec.args.iter().flatten());
     for variable in exec.env.iter().flatten() {
@@ -184,7 +224,7 @@ fn command(program: &str, exec: &ExecConfig) -> Command {
             command.env(name, value);
         }
     }
-    let mut spec = json!({ "interactive": false });
+    let mut spec = json!({ "interactive": matches!(terminal, Terminal::Ours(_)) });
     if let Some(cluster) = exec
         .cluster
         .as_ref()
@@ -194,9 +234,18 @@ fn command(program: &str, exec: &ExecConfig) -> Command {
     }
     let request = json!({ "apiVersion": exec.api_version, "kind": "ExecCredential", "spec": spec });
     command.env("KUBERNETES_EXEC_INFO", request.to_string());
-    // Standard input is the command's. Standard error is where a plugin tells people what to do.
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    command.process_group(0);
+    // Standard error is where a plugin tells people what to do.
+    command.stdout(Stdio::piped());
+    match terminal {
+        // The terminal would stop it in another group, so it stays in ours.
+        Terminal::Ours(terminal) => {
+            command.stdin(terminal);
+        }
+        // Standard input is the command's.
+        Terminal::None => {
+            command.stdin(Stdio::null()).process_group(0);
+        }
+    }
     if let Ok(inherited) = Inherited::at_entry() {
         inherited.pass_on(&mut command);
     }
@@ -247,7 +296,7 @@ fn too_long() -> io::Error {
 }
 
 /// Reads an ExecCredential; the error says what the plugin did.
-fn parse(output: &[u8]) -> Result<Credentials, String> {
+pub(super) fn parse(output: &[u8]) -> Result<Given, String> {
     let credential: Value = serde_json::from_slice(output)
         .map_err(|_| "printed something else than an ExecCredential".to_owned())?;
     let status = &credential["status"];
@@ -257,7 +306,8 @@ fn parse(output: &[u8]) -> Result<Credentials, String> {
             .filter(|text| !text.trim().is_empty())
             .map(str::to_owned)
     };
-    let token = text("token").map(|token| token.trim().to_owned());
+    let token = Token::bearer(status["token"].as_str().unwrap_or_default())
+        .map_err(|_| "gave a token with characters that no token can have".to_owned())?;
     let certificate = text("clientCertificateData").zip(text("clientKeyData"));
     if token.is_none() && certificate.is_none() {
         return Err("gave neither a token nor a client certificate".into());
@@ -269,7 +319,7 @@ fn parse(output: &[u8]) -> Result<Credentials, String> {
                 .map_err(|_| format!("gave an expirationTimestamp of {time:?}"))?,
         ),
     };
-    Ok(Credentials {
+    Ok(Given {
         token,
         certificate,
         expires,
@@ -304,8 +354,8 @@ mod tests {
         }
     }
 
-    fn run_alone(exec: &ExecConfig) -> Result<Credentials, Failure> {
-        run(exec, &Leash::default())
+    fn run_alone(exec: &ExecConfig) -> Result<Given, Failure> {
+        run(exec, &Leash::default(), Terminal::None)
     }
 
     #[test]
@@ -316,7 +366,7 @@ mod tests {
                printf '%s' '{"kind":"ExecCredential","status":{"token":"'$GIVEN'\n","expirationTimestamp":"2030-01-01T00:00:00Z"}}'"#,
         ));
         let credentials = credentials.map_err(|failure| failure.message).unwrap();
-        assert_eq!(credentials.token.as_deref(), Some("abc"));
+        assert_eq!(credentials.token.unwrap().header(), "Bearer abc");
         assert_eq!(
             credentials.expires,
             Some("2030-01-01T00:00:00Z".parse().unwrap())
@@ -335,6 +385,11 @@ mod tests {
                 "echo no",
                 FailureKind::Unauthorized,
                 "something else than an ExecCredential",
+            ),
+            (
+                r#"echo '{"status": {"token": "a\u000ab"}}'"#,
+                FailureKind::Unauthorized,
+                "gave a token with characters that no token can have",
             ),
             (
                 "echo '{}'",
@@ -378,7 +433,9 @@ mod tests {
             let script = format!("exec 2>/dev/null; {script}");
             let leash = Leash::default();
             let limit = Duration::from_millis(500);
-            let failure = run_within(&plugin(&script), &leash, limit).err().unwrap();
+            let failure = run_within(&plugin(&script), &leash, Terminal::None, limit)
+                .err()
+                .unwrap();
             assert_eq!(failure.kind, FailureKind::Unauthorized);
             assert!(failure.message.ends_with("was killed after 120 s"));
             for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
@@ -397,7 +454,7 @@ mod tests {
         let leash = Leash::default();
         let endless = plugin("exec sleep 7777");
         let failure = thread::scope(|scope| {
-            let running = scope.spawn(|| run(&endless, &leash).err().unwrap());
+            let running = scope.spawn(|| run(&endless, &leash, Terminal::None).err().unwrap());
             while matches!(*leash.held(), Held::Nothing) {
                 thread::yield_now();
             }
@@ -405,7 +462,9 @@ mod tests {
             running.join().unwrap()
         });
         assert!(failure.message.ends_with("as the program ends"));
-        let failure = run(&plugin("exit 3"), &leash).err().unwrap();
+        let failure = run(&plugin("exit 3"), &leash, Terminal::None)
+            .err()
+            .unwrap();
         assert!(
             failure
                 .message

@@ -4,7 +4,7 @@
 
 use std::{error::Error as StdError, io, time::Duration};
 
-use kube::client::{AuthError, RustlsTlsError};
+use kube::client::RustlsTlsError;
 use rustls::CertificateError;
 use serde_json::Value;
 
@@ -270,13 +270,6 @@ pub(super) fn from_error(error: &(dyn StdError + 'static), server: &str) -> Brok
                 true,
             );
         }
-        if let Some(error) = cause.downcast_ref::<AuthError>() {
-            let message = format!(
-                "no credentials for {server}: {}",
-                one_line(&error.to_string())
-            );
-            return find(FailureKind::Unauthorized, message, true);
-        }
     }
     // TLS explains at length that an attacker may have cut the answer short.
     let is_cut = |cause: &&(dyn StdError + 'static)| {
@@ -311,7 +304,6 @@ pub(super) fn from_setup(error: &kube::Error, server: &str) -> Failure {
             let causes = causes(error);
             let innermost = causes.last().map_or_else(String::new, |cause| plain(*cause));
             match error {
-                kube::Error::Auth(_) => format!("unusable credentials: {innermost}"),
                 kube::Error::RustlsTls(RustlsTlsError::AddRootCertificate(_)) => {
                     format!("unusable certificate authority: {innermost}")
                 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use http::Method;
@@ -16,8 +17,9 @@ use super::{
 };
 use crate::{
     control_plane::{ControlPlane, User},
+    pty::Terminal,
     wait::{LIMIT, wait_until},
-    world::{World, is_alive},
+    world::{LEASE, World, is_alive},
 };
 
 // === Credentials that change ===
@@ -152,6 +154,11 @@ struct Plugin {
 impl Plugin {
     /// Writes a plugin and a kubeconfig that names it. The script runs in the world's directory.
     fn new(world: &World<'_>, script: &str) -> Self {
+        Self::that_asks("Never", world, script)
+    }
+
+    /// The same with another `interactiveMode`.
+    fn that_asks(mode: &str, world: &World<'_>, script: &str) -> Self {
         let directory = world.path().to_owned();
         let program = directory.join("plugin");
         let script = format!(
@@ -163,7 +170,7 @@ impl Plugin {
         let exec = json!({
             "apiVersion": "client.authentication.k8s.io/v1",
             "command": program,
-            "interactiveMode": "Never",
+            "interactiveMode": mode,
         });
         let kubeconfig = kubeconfig_as(world, &json!({"exec": exec}));
         Self {
@@ -217,23 +224,87 @@ fn a_credential_plugin_runs_once_for_a_token_that_lasts() {
     assert_eq!(plugin.runs().len(), 1);
 }
 
-#[test]
-fn a_credential_plugin_is_run_again_before_its_token_expires() {
-    let world = World::on_kubernetes();
-    let credential = gives(&token(&world)).replace(
-        r#""status":{"#,
-        r#""status":{"expirationTimestamp":"'"$(date -u -d "@$(($(date +%s) + 30))" +%FT%TZ)"'","#,
+/// A script that gives this token, with an end in so many seconds.
+fn gives_for(seconds: u32, token: &str) -> String {
+    let status = format!(
+        r#""status":{{"expirationTimestamp":"'"$(date -u -d "@$(($(date +%s) + {seconds}))" +%FT%TZ)"'","#
     );
-    let plugin = Plugin::new(&world, &credential);
+    gives(token).replace(r#""status":{"#, &status)
+}
+
+#[test]
+fn a_credential_plugin_is_run_again_once_before_its_token_expires() {
+    let world = World::on_kubernetes();
+    let plugin = Plugin::new(&world, &gives_for(15, &token(&world)));
     let holder = witness(&world, &plugin.kubeconfig).start();
     world.wait_for_starts(1);
-    // By then it has printed what can be read, and been run again for what is about to expire.
-    wait_until("the plugin has run thrice", LIMIT, || {
+    let began = Instant::now();
+    wait_until("the plugin has run thrice", LIMIT * 2, || {
         (plugin.runs().len() >= 3).then_some(())
     });
+    // Each time after two thirds of its life, less the second that is lost in rounding.
+    let elapsed = began.elapsed();
+    assert!(elapsed > Duration::from_secs(15), "thrice in {elapsed:?}");
     assert_holding(&world);
     let said = holder.stderr();
     assert!(!said.contains("can't renew the credentials"), "{said}");
+}
+
+#[test]
+fn a_token_that_is_no_header_costs_a_holder_nothing() {
+    let world = World::on_kubernetes();
+    let good = gives_for(30, &token(&world));
+    let bad = gives("x").replace(r#""x""#, r#""a\u000ab""#);
+    let script = format!("if ! [ -e tried ]; then touch tried; {good}exit; fi\n{bad}");
+    let plugin = Plugin::new(&world, &script);
+    let holder = witness(&world, &plugin.kubeconfig).start();
+    world.wait_for_starts(1);
+    holder.wait_until_it_says("gave a token with characters that no token can have");
+    assert_holding(&world);
+}
+
+#[test]
+fn a_slow_credential_plugin_is_waited_for_where_nobody_waits_for_the_lease() {
+    let world = World::on_kubernetes();
+    let script = format!("sleep 3\n{}", gives(&token(&world)));
+    let plugin = Plugin::new(&world, &script);
+    let invocation = lease_exec(&world, &plugin.kubeconfig).args(["--no-wait"]);
+    let finished = invocation.command(["echo", "done"]).run();
+    assert_eq!(finished.assert_code(0).stdout(), "done\n");
+}
+
+#[test]
+fn a_credential_plugin_is_answered_on_the_terminal_before_the_command_starts() {
+    let world = World::on_kubernetes();
+    let asks = "printf 'which code? ' >&2\nread -r code\n[ \"$code\" = 123 ] || exit 4\n";
+    let script = format!("{asks}{}", gives(&token(&world)));
+    for mode in ["Always", "IfAvailable"] {
+        let plugin = Plugin::that_asks(mode, &world, &script);
+        let kubeconfig = plugin.kubeconfig.display().to_string();
+        let program = env!("CARGO_BIN_EXE_lease-exec");
+        let argv = [
+            "setsid",
+            "--ctty",
+            program,
+            "--lease",
+            LEASE,
+            "--kubeconfig",
+            &kubeconfig,
+            "--",
+        ];
+        let argv = [&argv[..], &["sh", "-c", "read -r line; echo it got $line"]].concat();
+        let mut terminal = Terminal::session(&world, &argv);
+        terminal.wait_until_it_shows("which code?");
+        terminal.type_in("123\n");
+        terminal.wait_until_it_shows("started the command");
+        terminal.type_in("this\n");
+        terminal.wait_until_it_shows("it got this");
+        assert!(terminal.wait().success(), "{}", terminal.shown());
+    }
+    let plugin = Plugin::that_asks("Always", &world, &script);
+    let invocation = lease_exec(&world, &plugin.kubeconfig).args(["-q"]);
+    let finished = invocation.command(["true"]).run();
+    assert_refused(&finished, 78, &["interactiveMode: Always", "terminal"]);
 }
 
 #[test]
@@ -269,12 +340,12 @@ fn a_credential_plugin_that_hangs_holds_up_neither_an_attempt_nor_the_end() {
             (!all.iter().any(|pid| is_alive(*pid))).then_some(())
         });
     };
-    lease_exec(&world, &plugin.kubeconfig)
-        .args(["-q", "--no-wait"])
-        .command(["true"])
-        .run()
+    let impatient = lease_exec(&world, &plugin.kubeconfig).args(["--wait", "3s"]);
+    let finished = impatient.command(["true"]).run();
+    let program = world.path().join("plugin");
+    finished
         .assert_code(69)
-        .assert_says("no answer within 2s");
+        .assert_says(&format!("waited for the credential plugin {program:?}"));
     assert_nothing_stays(1);
 
     let candidate = lease_exec(&world, &plugin.kubeconfig)

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use kube::config::{InClusterError, KubeconfigError, LoadDataError};
+use kube::config::{AuthProviderConfig, InClusterError, KubeconfigError, LoadDataError};
 
 use super::{
     super::failure::{one_line, plain},
@@ -46,6 +46,18 @@ pub(super) fn kubeconfig(error: &KubeconfigError, place: &str) -> String {
         KubeconfigError::LoadClientKey(error) => data("the client key", error),
         other => format!("{}: {}", place, plain(other)),
     }
+}
+
+/// Why an `auth-provider` can't be used; kubectl, too, refuses all but `oidc` since 1.26.
+pub(super) fn auth_provider(provider: &AuthProviderConfig) -> String {
+    let instead = match provider.name.as_str() {
+        "oidc" => return "the auth-provider \"oidc\" of the user has no id-token".to_owned(),
+        "gcp" => "; use the credential plugin gke-gcloud-auth-plugin (an exec user) instead",
+        "azure" => "; use the credential plugin kubelogin (an exec user) instead",
+        _ => "",
+    };
+    let name = one_line(&provider.name);
+    format!("the auth-provider {name:?} of the user is not supported{instead}")
 }
 
 pub(super) fn service_account(error: &InClusterError) -> String {

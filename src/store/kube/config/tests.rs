@@ -177,6 +177,31 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
             "the token has characters that no token can have",
         ),
         (
+            &kubeconfig(
+                "a",
+                "",
+                "auth-provider: {name: gcp, config: {cmd-path: /bin/gcloud}}",
+            ),
+            "the auth-provider \"gcp\" of the user is not supported; use the credential plugin \
+             gke-gcloud-auth-plugin (an exec user) instead",
+        ),
+        (
+            &kubeconfig(
+                "a",
+                "",
+                "auth-provider: {name: oidc, config: {client-id: x}}",
+            ),
+            "the auth-provider \"oidc\" of the user has no id-token",
+        ),
+        (
+            &kubeconfig(
+                "a",
+                "",
+                "auth-provider: {name: oidc, config: {id-token: \"a\\nb\"}}",
+            ),
+            "the token has characters that no token can have",
+        ),
+        (
             &kubeconfig("a", ", proxy-url: 'socks5://p'", ""),
             "the proxy-url of the context \"a\" names a proxy of the kind socks5://, but only http:// proxies are \
              supported",
@@ -375,11 +400,27 @@ fn token_file_is_read_trimmed_and_beats_the_token_beside_it() {
     );
     home.file(".kube/token", " fresh\n");
     let config = home.load(Source::default()).unwrap();
-    assert_eq!(
-        config.config.auth_info.token.unwrap().expose_secret(),
-        "fresh"
-    );
+    assert_eq!(config.token.unwrap().header(), "Bearer fresh");
     assert_eq!(config.config.auth_info.token_file, None);
+}
+
+#[test]
+fn user_is_known_by_one_of_token_password_and_id_token() {
+    let home = Home::new();
+    let oidc = "auth-provider: {name: oidc, config: {id-token: abc}}";
+    for (user, expected) in [
+        ("token: abc", "Bearer abc"),
+        (oidc, "Bearer abc"),
+        ("username: me, password: secret", "Basic bWU6c2VjcmV0"),
+        ("username: me", "Basic bWU6"),
+        (&format!("token: other, {oidc}"), "Bearer other"),
+    ] {
+        home.file(".kube/config", &kubeconfig("home", "", user));
+        let config = home.load(Source::default()).unwrap();
+        assert_eq!(config.token.unwrap().header(), expected);
+        let left = config.config.auth_info;
+        assert!(left.auth_provider.is_none() && left.token.is_none() && left.username.is_none());
+    }
 }
 
 #[test]
@@ -440,10 +481,7 @@ fn changed_file_is_noticed_and_its_credentials_are_read() {
     assert!(config.is_outdated());
     let config = config.reload().unwrap();
     assert!(!config.is_outdated());
-    assert_eq!(
-        config.config.auth_info.token.unwrap().expose_secret(),
-        "newer"
-    );
+    assert_eq!(config.token.unwrap().header(), "Bearer newer");
 }
 
 #[test]
