@@ -474,11 +474,10 @@ async fn within<T>(
     time::timeout(limit, attempt).await.unwrap_or_else(|_| {
         let awaited = store.awaited();
         let awaited = awaited.map_or_else(String::new, |what| format!(": waited for {what}"));
-        Err(Failure {
-            kind: FailureKind::Unreachable,
-            message: format!("no answer within {}{awaited}", shown(limit)),
-            retry_after: None,
-        })
+        Err(Failure::new(
+            FailureKind::Unreachable,
+            format!("no answer within {}{awaited}", shown(limit)),
+        ))
     })
 }
 

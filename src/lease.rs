@@ -164,11 +164,32 @@ pub enum Outcome {
 pub struct Failure {
     /// What the caller may conclude.
     pub kind: FailureKind,
-    /// One sentence for people, lower case, without a full stop, fits "failed to ...".
+    /// One sentence for people of bounded length, lower case, without a full stop, fits "failed to
+    /// ...".
     pub message: String,
     /// How long the server asked us to wait before the next attempt (`Retry-After`).
     pub retry_after: Option<Duration>,
 }
+
+impl Failure {
+    /// A failure without a wish of the store's. What is no sentence becomes one: control characters
+    /// are written out, because a line feed would forge a line of the log, and what is too long is cut.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        let mut message = one_line(&message.into());
+        if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+            message.truncate(end);
+            message.push_str("...");
+        }
+        Self {
+            kind,
+            message,
+            retry_after: None,
+        }
+    }
+}
+
+/// In characters.
+const LONGEST_MESSAGE: usize = 1500;
 
 /// The kinds of failure that make a difference to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -200,4 +221,20 @@ pub enum Change {
     Ended(String),
     /// The store does not allow a watch (403); the caller polls. The message holds the rule to add.
     Refused(Failure),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_a_failure_is_one_line_of_bounded_length() {
+        let forged = Failure::new(
+            FailureKind::Forbidden,
+            "no\n2026-01-01 INFO all is well\u{1b}[2J",
+        );
+        assert_eq!(forged.message, "no\\n2026-01-01 INFO all is well\\u{1b}[2J");
+        let long = Failure::new(FailureKind::Malformed, "\u{e4}".repeat(500_000));
+        assert_eq!(long.message.chars().count(), LONGEST_MESSAGE + 3);
+    }
 }

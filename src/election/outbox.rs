@@ -374,11 +374,10 @@ impl Outbox {
 
 /// What an answer to a write that holds something else is worth.
 pub(super) fn unlike() -> Failure {
-    Failure {
-        kind: FailureKind::Unreachable,
-        message: "the answer to a write holds something else than what was written".to_owned(),
-        retry_after: None,
-    }
+    Failure::new(
+        FailureKind::Unreachable,
+        "the answer to a write holds something else than what was written".to_owned(),
+    )
 }
 
 /// Why a lease is not one to contend for: the controller of coordinated leader election (KEP-4355) gives

@@ -119,11 +119,10 @@ async fn blocking<T: Send + 'static>(
     let file = Arc::clone(file);
     let done = tokio::task::spawn_blocking(move || work(&file)).await;
     done.unwrap_or_else(|err| {
-        Err(Failure {
-            kind: FailureKind::Unreachable,
-            message: format!("can't finish a file operation: {err}"),
-            retry_after: None,
-        })
+        Err(Failure::new(
+            FailureKind::Unreachable,
+            format!("can't finish a file operation: {err}"),
+        ))
     })
 }
 
@@ -320,13 +319,14 @@ impl LeaseFile {
         set_metadata(&mut object, "name", &self.name);
         set_metadata(&mut object, "namespace", &self.namespace);
         let adopted = self.replace(lock, sight, object)?;
-        adopted.ok_or_else(|| Failure {
-            kind: FailureKind::Unreachable,
-            message: format!(
-                "can't read {}: it is being changed at this moment",
-                self.disk.lease.display()
-            ),
-            retry_after: None,
+        adopted.ok_or_else(|| {
+            Failure::new(
+                FailureKind::Unreachable,
+                format!(
+                    "can't read {}: it is being changed at this moment",
+                    self.disk.lease.display()
+                ),
+            )
         })
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     clock::WallTime,
-    lease::{Claim, Failure, FailureKind, Identity, Object, Record, Uid, Version},
+    lease::{Claim, Failure, FailureKind, Identity, Object, Record, Uid, Version, one_line},
 };
 
 /// Reads a stored object. `answered` is the store's own clock when it answered; with it the claim
@@ -300,7 +300,7 @@ fn field<'a>(parent: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 fn nonsense(name: &str, value: &Value, expected: &str) -> Failure {
-    let mut text = value.to_string();
+    let mut text = one_line(&value.to_string());
     if text.chars().count() > LONGEST_VALUE_SHOWN {
         text = text
             .chars()
@@ -312,11 +312,10 @@ fn nonsense(name: &str, value: &Value, expected: &str) -> Failure {
 }
 
 fn malformed(what: String) -> Failure {
-    Failure {
-        kind: FailureKind::Malformed,
-        message: format!("what is stored is not a Lease that makes sense: {what}"),
-        retry_after: None,
-    }
+    Failure::new(
+        FailureKind::Malformed,
+        format!("what is stored is not a Lease that makes sense: {what}"),
+    )
 }
 
 const API_VERSION: &str = "coordination.k8s.io/v1";

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use self::{
     client::{Answer, Connections},
-    failure::{Status, failure},
+    failure::Status,
 };
 use super::{Store, json};
 use crate::lease::{Claim, Failure, FailureKind, Outcome, Version, Write};
@@ -59,7 +59,7 @@ impl KubeStore {
                 let message = format!(
                     "{name:?} can't be the name of a {what}: lower case letters, digits, - and ."
                 );
-                return Err(failure(FailureKind::Misconfigured, message));
+                return Err(Failure::new(FailureKind::Misconfigured, message));
             }
         }
         Ok(Self {
@@ -171,7 +171,7 @@ fn claim(answer: &Answer) -> Result<Claim, Failure> {
     match object.filter(Value::is_object) {
         Some(object) => json::claim_from_object(object, answer.date),
         // A login page, say. If the request was a write, nobody knows what became of it.
-        None => Err(failure(
+        None => Err(Failure::new(
             FailureKind::Unreachable,
             "the answer is not the API server's, as it is no JSON; is there a proxy in between?",
         )),
@@ -189,7 +189,7 @@ fn says_nothing_of_write(failure: Failure) -> Failure {
         // It says so itself.
         _ => failure.message,
     };
-    self::failure::failure(FailureKind::Unreachable, message)
+    Failure::new(FailureKind::Unreachable, message)
 }
 
 /// Whether Kubernetes could know it: the characters of an RFC 1123 subdomain.

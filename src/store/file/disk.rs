@@ -83,14 +83,13 @@ impl Disk {
                 }
             }
             if Instant::now() >= limit {
-                return Err(Failure {
-                    kind: FailureKind::Unreachable,
-                    message: format!(
+                return Err(Failure::new(
+                    FailureKind::Unreachable,
+                    format!(
                         "can't lock {}: another process has held it for {LOCK_LIMIT:?} (is one stopped?)",
                         self.lock.display()
                     ),
-                    retry_after: None,
-                });
+                ));
             }
             thread::sleep(LOCK_RETRY);
         }
@@ -281,28 +280,19 @@ pub(super) fn failed(what: &str, path: &Path, err: &io::Error) -> Failure {
         // A full disk, an I/O error, too many open files: it may pass.
         _ => FailureKind::Unreachable,
     };
-    Failure {
-        kind,
-        message: format!("can't {what} {}: {err}", path.display()),
-        retry_after: None,
-    }
+    Failure::new(kind, format!("can't {what} {}: {err}", path.display()))
 }
 
 /// What is in the file is not what it should be.
 pub(super) fn malformed(path: &Path, sentence: impl Display) -> Failure {
-    Failure {
-        kind: FailureKind::Malformed,
-        message: format!("can't understand {}: {sentence}", path.display()),
-        retry_after: None,
-    }
+    Failure::new(
+        FailureKind::Malformed,
+        format!("can't understand {}: {sentence}", path.display()),
+    )
 }
 
 fn misconfigured(message: String) -> Failure {
-    Failure {
-        kind: FailureKind::Misconfigured,
-        message,
-        retry_after: None,
-    }
+    Failure::new(FailureKind::Misconfigured, message)
 }
 
 fn check_directory(path: &Path) -> Result<(), Failure> {

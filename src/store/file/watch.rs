@@ -184,11 +184,10 @@ impl Notices {
                 Errno::ENOSPC => " (see fs.inotify.max_user_watches)",
                 _ => "",
             };
-            Failure {
-                kind: FailureKind::Misconfigured,
-                message: format!("can't watch {}: {err}{limit}", folder.display()),
-                retry_after: None,
-            }
+            Failure::new(
+                FailureKind::Misconfigured,
+                format!("can't watch {}: {err}{limit}", folder.display()),
+            )
         })
     }
 }

@@ -21,10 +21,7 @@ use kube::config::{
 };
 use secrecy::ExposeSecret;
 
-use super::{
-    failure::failure,
-    proxy::{Proxy, ProxyVariables},
-};
+use super::proxy::{Proxy, ProxyVariables};
 use crate::lease::{Failure, FailureKind};
 
 mod authority;
@@ -489,7 +486,7 @@ fn names(files: &[PathBuf]) -> String {
 }
 
 fn misconfigured(message: impl Into<String>) -> Failure {
-    failure(FailureKind::Misconfigured, message)
+    Failure::new(FailureKind::Misconfigured, message)
 }
 
 /// In bytes.

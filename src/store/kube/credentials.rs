@@ -18,7 +18,6 @@ use super::{
     config::ClusterConfig,
     connector::Connector,
     exec::{Leash, Terminal},
-    failure::failure,
 };
 use crate::lease::{Failure, FailureKind};
 
@@ -254,7 +253,7 @@ fn build(cluster: &Arc<ClusterConfig>, why: Why, leash: &Arc<Leash>) -> Building
         Ok(Some(Built { cluster, connector }))
     };
     let ended = |_| {
-        Err(failure(
+        Err(Failure::new(
             FailureKind::Unreachable,
             "the program is coming to its end",
         ))

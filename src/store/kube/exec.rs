@@ -34,10 +34,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    config::Token,
-    failure::{failure, plain},
-};
+use super::{config::Token, failure::plain};
 use crate::{
     lease::{Failure, FailureKind},
     supervisor::Inherited,
@@ -176,7 +173,7 @@ fn run_within(
     terminal: Terminal,
     limit: Duration,
 ) -> Result<Given, Failure> {
-    let misconfigured = |message: String| failure(FailureKind::Misconfigured, message);
+    let misconfigured = |message: String| Failure::new(FailureKind::Misconfigured, message);
     let Some(program) = &exec.command else {
         return Err(misconfigured(
             "the kubeconfig's exec user names no command".into(),
@@ -194,7 +191,7 @@ fn run_within(
     };
     let deadline = Instant::now() + limit;
     let failed = |what: String| {
-        failure(
+        Failure::new(
             FailureKind::Unauthorized,
             format!("the credential plugin {program:?} {what}"),
         )

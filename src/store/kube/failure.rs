@@ -11,15 +11,6 @@ use serde_json::Value;
 use super::{Target, client::Answer, impersonation};
 use crate::lease::{Failure, FailureKind};
 
-/// A failure without a wish of the server's.
-pub(super) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
-    Failure {
-        kind,
-        message: message.into(),
-        retry_after: None,
-    }
-}
-
 /// What an answer that is no success means, whatever the request was. The caller has taken out the
 /// answers that its request gives a meaning of its own.
 pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
@@ -69,7 +60,7 @@ pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
     let retry_after = answer.retry_after.or(status.retry_after());
     Failure {
         retry_after: retry_after.filter(|_| kind == FailureKind::Unreachable),
-        ..failure(kind, message)
+        ..Failure::new(kind, message)
     }
 }
 
@@ -259,7 +250,7 @@ pub(super) struct Broken {
 pub(super) fn from_error(error: &(dyn StdError + 'static), server: &str) -> Broken {
     let causes = causes(error);
     let find = |kind, message: String, credentials| Broken {
-        failure: failure(kind, message),
+        failure: Failure::new(kind, message),
         credentials,
     };
     for cause in &causes {
@@ -312,7 +303,7 @@ pub(super) fn from_setup(error: &kube::Error, server: &str) -> Failure {
             }
         }
     };
-    failure(FailureKind::Misconfigured, format!("{message} ({server})"))
+    Failure::new(FailureKind::Misconfigured, format!("{message} ({server})"))
 }
 
 /// What TLS found fault with.

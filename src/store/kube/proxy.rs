@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderValue, Uri};
 
-use super::failure::failure;
 use crate::lease::{Failure, FailureKind};
 
 /// An HTTP proxy that connections are tunnelled through (CONNECT).
@@ -37,7 +36,7 @@ impl Proxy {
             format!("http://{url}")
         };
         let no_url = || {
-            failure(
+            Failure::new(
                 FailureKind::Misconfigured,
                 format!("{origin} is not the URL of a proxy"),
             )
@@ -46,7 +45,7 @@ impl Proxy {
         let authority = uri.authority().ok_or_else(no_url)?;
         if uri.scheme_str() != Some("http") {
             let scheme = uri.scheme_str().unwrap_or_default();
-            return Err(failure(
+            return Err(Failure::new(
                 FailureKind::Misconfigured,
                 format!(
                     "{origin} names a proxy of the kind {scheme}://, but only http:// proxies are supported"
