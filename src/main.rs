@@ -6,7 +6,6 @@
 use std::{
     env,
     fs::{self, File},
-    hash::{DefaultHasher, Hash, Hasher},
     io::{ErrorKind, Write},
     os::unix::fs::MetadataExt,
     process::ExitCode,
@@ -158,17 +157,22 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
 }
 
 /// Those who contend for the same lease. A directory is known by what it is, because a mount shows it
-/// under another path too. Kubernetes clusters count as the same: one has many addresses.
+/// under another path too. Kubernetes clusters count as the same: one has many addresses. The number
+/// is the same in each release: an older one's remains must be known by it.
 fn kin(place: &Place, lease: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    if let Place::File(directory) = place {
-        let found = fs::metadata(directory).ok();
-        found
-            .map(|found| (found.dev(), found.ino()))
-            .hash(&mut hasher);
-    }
-    lease.hash(&mut hasher);
-    hasher.finish()
+    let directory = match place {
+        Place::File(directory) => fs::metadata(directory).map_or_else(
+            |_| "?".to_owned(),
+            |found| format!("{}:{}", found.dev(), found.ino()),
+        ),
+        Place::Kube { .. } => String::new(),
+    };
+    // FNV-1a, of 64 bits (RFC 9923).
+    format!("{directory} {lease}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
 }
 
 /// Starts the runtime, with all that it needs later where there may be nothing left to be had.
@@ -260,4 +264,19 @@ fn readable_identity(config: &Config) -> anyhow::Result<String> {
     }
     let name = nix::unistd::gethostname().context("can't read the host name")?;
     Ok(name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kin_is_the_same_in_each_release() {
+        let place = Place::Kube {
+            kubeconfig: None,
+            context: None,
+            impersonate: None,
+        };
+        assert_eq!(kin(&place, "ops/nightly"), 0x8019_55ed_ad3a_16d3);
+    }
 }
