@@ -173,10 +173,18 @@ impl ClusterConfig {
             .any(|(path, stamp)| Stamp::of(path) != *stamp)
     }
 
-    /// The URL of the API server, for messages.
+    /// The URL of the API server, for messages: without a password.
     pub fn server(&self) -> String {
         let url = self.config.cluster_url.to_string();
-        url.trim_end_matches('/').to_owned()
+        let url = url.trim_end_matches('/');
+        match url.split_once("://") {
+            Some((scheme, rest)) => {
+                let place = rest.split('/').next().unwrap_or_default();
+                let user = place.rfind('@').map_or(0, |end| end + 1);
+                format!("{scheme}://{}", &rest[user..])
+            }
+            None => url.to_owned(),
+        }
     }
 
     /// The namespace of the lease: the flag's, else that of the environment (POD_NAMESPACE), the
@@ -288,7 +296,7 @@ impl ClusterConfig {
         if !matches!(scheme, Some("http" | "https")) || self.config.cluster_url.host().is_none() {
             return Err(misconfigured(format!(
                 "{place} has no usable server: {:?} is not an http:// or https:// URL",
-                self.config.cluster_url.to_string()
+                self.server()
             )));
         }
         // kube would panic at a path which, with ours, is longer than any URL can be.

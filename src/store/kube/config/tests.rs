@@ -75,6 +75,26 @@ fn usual_file_is_used_when_nothing_else_is_said() {
 }
 
 #[test]
+fn password_in_the_servers_url_is_not_shown() {
+    let home = Home::new();
+    let text = kubeconfig("home", "", "token: abc");
+    for (user, shown) in [
+        ("https://me:secret@", "https://home.example:6443"),
+        ("https://a@b:secret@", "https://home.example:6443"),
+        ("ftp://me:secret@", "ftp://home.example:6443"),
+    ] {
+        home.file(".kube/config", &text.replace("https://", user));
+        match home.load(Source::default()) {
+            Ok(config) => assert_eq!(config.server(), shown),
+            Err(failure) => {
+                assert!(failure.message.contains(shown), "{}", failure.message);
+                assert!(!failure.message.contains("secret"), "{}", failure.message);
+            }
+        }
+    }
+}
+
+#[test]
 fn variable_beats_the_usual_file_and_the_flag_beats_both() {
     let mut home = Home::new();
     home.file(".kube/config", &kubeconfig("home", "", ""));
@@ -154,7 +174,7 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
         ),
         (
             &kubeconfig("a", "", "").replace("https://a.example:6443", "ftp://a.example"),
-            "HOME/.kube/config has no usable server: \"ftp://a.example/\" is not an http:// or https:// URL",
+            "HOME/.kube/config has no usable server: \"ftp://a.example\" is not an http:// or https:// URL",
         ),
         (
             &kubeconfig("a", ", certificate-authority: ca.pem", ""),
