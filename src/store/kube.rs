@@ -12,16 +12,14 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request, header};
+use http::Method;
 use serde_json::Value;
 
-use self::{
-    client::{Answer, Connections},
-    failure::Status,
-};
+use self::{answer::Answer, client::Connections, failure::Status, target::Target};
 use super::{Store, json};
 use crate::lease::{Claim, Failure, FailureKind, Outcome, Version, Write};
 
+mod answer;
 mod certificate;
 mod client;
 mod config;
@@ -32,6 +30,7 @@ mod exec;
 mod failure;
 mod impersonation;
 mod proxy;
+mod target;
 mod watch;
 
 pub use self::{
@@ -54,17 +53,9 @@ impl KubeStore {
     /// [`FailureKind::Misconfigured`] if a name is none that Kubernetes could know, or if
     /// certificates can't be used.
     pub fn new(cluster: ClusterConfig, namespace: String, name: String) -> Result<Self, Failure> {
-        for (what, name) in [("namespace", &namespace), ("lease", &name)] {
-            if !is_name(name) {
-                let message = format!(
-                    "{name:?} can't be the name of a {what}: lower case letters, digits, - and ."
-                );
-                return Err(Failure::new(FailureKind::Misconfigured, message));
-            }
-        }
         Ok(Self {
             connections: Arc::new(Connections::new(cluster)?),
-            target: Arc::new(Target { namespace, name }),
+            target: Arc::new(Target::new(namespace, name)?),
         })
     }
 }
@@ -85,7 +76,7 @@ impl Store for KubeStore {
     }
 
     async fn write(&self, write: Write) -> Result<Outcome, Failure> {
-        let Target { namespace, name } = &*self.target;
+        let (namespace, name) = (&self.target.namespace, &self.target.name);
         let object = match &write.base {
             Some(base) => json::object_with_record(base, &write.record),
             None => json::new_object(namespace, name, &write.record),
@@ -125,46 +116,6 @@ impl Store for KubeStore {
     }
 }
 
-/// Which Lease.
-#[derive(Debug)]
-struct Target {
-    namespace: String,
-    name: String,
-}
-
-impl Target {
-    fn path(&self) -> String {
-        self.collection_path(&format!("/{}", self.name))
-    }
-
-    fn collection_path(&self, rest: &str) -> String {
-        format!(
-            "/apis/coordination.k8s.io/v1/namespaces/{}/leases{rest}",
-            self.namespace
-        )
-    }
-
-    fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Request<Vec<u8>> {
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
-        *request.uri_mut() = path
-            .parse()
-            .expect("the names were checked to be nothing but letters, digits, - and .");
-        let headers = request.headers_mut();
-        let text = http::HeaderValue::from_static;
-        headers.insert(header::ACCEPT, text("application/json"));
-        headers.insert(
-            header::USER_AGENT,
-            text(concat!("lease-exec/", env!("CARGO_PKG_VERSION"))),
-        );
-        if !request.body().is_empty() {
-            let headers = request.headers_mut();
-            headers.insert(header::CONTENT_TYPE, text("application/json"));
-        }
-        request
-    }
-}
-
 /// The Lease in an answer that says success.
 fn claim(answer: &Answer) -> Result<Claim, Failure> {
     let object: Option<Value> = serde_json::from_slice(&answer.body).ok();
@@ -190,18 +141,6 @@ fn says_nothing_of_write(failure: Failure) -> Failure {
         _ => failure.message,
     };
     Failure::new(FailureKind::Unreachable, message)
-}
-
-/// Whether Kubernetes could know it: the characters of an RFC 1123 subdomain.
-fn is_name(name: &str) -> bool {
-    let known = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.'
-    };
-    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    name.len() <= 253
-        && name.bytes().all(known)
-        && ends(name.as_bytes().first())
-        && ends(name.as_bytes().last())
 }
 
 #[cfg(test)]

@@ -9,43 +9,21 @@
 //!
 //! Must not: retry, put a time limit on an attempt (the caller does).
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::{Request, Response, header};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
-use jiff::fmt::rfc2822;
-use kube::{
-    client::{Body, Client},
-    config::AuthInfo,
-};
+use kube::client::{Body, Client};
 
 use super::{
+    answer::Answer,
     config::ClusterConfig,
     connector::Connector,
     credentials::Credentials,
     dial::{Addresses, Way},
     failure,
 };
-use crate::{clock::WallTime, lease::Failure};
-
-/// A complete answer.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) code: u16,
-    pub(super) body: Vec<u8>,
-    /// The server's clock, from `Date`.
-    pub(super) date: Option<WallTime>,
-    /// `Retry-After`, if it is in seconds and more than none.
-    pub(super) retry_after: Option<Duration>,
-    /// What may explain a 401, from what we know of our credentials.
-    pub(super) remark: Option<String>,
-    /// With a 403, the user in whose name the request was sent, who may be another than the one that
-    /// the server knows.
-    pub(super) acting_as: Option<AuthInfo>,
-}
+use crate::lease::Failure;
 
 /// The way to one API server.
 pub(super) struct Connections {
@@ -161,22 +139,12 @@ impl Connections {
         }
         let body = Limited::new(body, LARGEST_ANSWER).collect().await;
         let body = body.map_err(|error| self.broken(&*error))?;
-        let text = |name| {
-            head.headers
-                .get(name)
-                .and_then(|value: &http::HeaderValue| value.to_str().ok())
-        };
-        Ok(Answer {
-            code: head.status.as_u16(),
-            body: body.to_bytes().to_vec(),
-            date: text(header::DATE).and_then(http_date),
-            retry_after: text(header::RETRY_AFTER)
-                .and_then(|value| value.trim().parse().ok())
-                .map(Duration::from_secs)
-                .filter(|wish| !wish.is_zero()),
+        Ok(Answer::new(
+            &head,
+            body.to_bytes().to_vec(),
             remark,
             acting_as,
-        })
+        ))
     }
 
     /// What the last attempt waits for.
@@ -211,14 +179,6 @@ impl Connections {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A header like `Sat, 21 Nov 2026 07:43:31 GMT` (RFC 9110, 5.6.7).
-fn http_date(text: &str) -> Option<WallTime> {
-    let date = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    Some(WallTime {
-        unix_micros: date.as_microsecond(),
-    })
 }
 
 /// In bytes. etcd keeps no object above 1.5 MiB.

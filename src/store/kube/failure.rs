@@ -8,7 +8,7 @@ use kube::client::RustlsTlsError;
 use rustls::CertificateError;
 use serde_json::Value;
 
-use super::{Target, client::Answer, impersonation};
+use super::{answer::Answer, impersonation, target::Target};
 use crate::lease::{Failure, FailureKind};
 
 /// What an answer that is no success means, whatever the request was. The caller has taken out the
@@ -197,7 +197,7 @@ enum Denial<'a> {
 /// A 403 by RBAC gets the rule that cures it; any other (an admission webhook, a quota) stays as the
 /// server said it.
 fn forbidden(status: &Status, answer: &Answer, target: &Target) -> String {
-    let Target { namespace, name } = target;
+    let (namespace, name) = (&target.namespace, &target.name);
     let role = format!(
         "a Role in the namespace {namespace:?} with the rule {{apiGroups: [coordination.k8s.io], resources: [leases], \
          resourceNames: [{name}], verbs: [get, create, update, watch]}}"

@@ -8,7 +8,7 @@
 
 use kube::config::AuthInfo;
 
-use super::is_name;
+use super::target::is_name;
 
 /// Says who may not act as the user that the configuration names, and what would allow it; `None` if it
 /// names none.

@@ -21,9 +21,9 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::{
-    Target,
     client::Connections,
     failure::{self, Status},
+    target::Target,
 };
 use crate::{
     lease::{Change, FailureKind, Version},
