@@ -2,6 +2,8 @@
 
 use std::{fmt, slice::IterMut, time::Duration};
 
+use crate::support::percentile;
+
 /// Durations of the same thing done by each of those that are compared.
 pub(crate) struct Samples {
     names: Vec<&'static str>,
@@ -61,10 +63,4 @@ impl fmt::Display for Samples {
 /// A duration as the tables have it.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-/// The smallest sample that at least `percent` of them don't exceed.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
 }

@@ -90,7 +90,7 @@ impl Arena {
         let name = format!("arena-{number}");
         ground.control_plane.create_namespace(&name);
         // In every third, instances do not agree about the duration.
-        let durations = *random.pick(&[[5, 5, 5], [5, 5, 5], [4, 5, 6]]);
+        let durations = random.pick(&[[5, 5, 5], [5, 5, 5], [4, 5, 6]]);
         let nodes = (0..NODES).map(|node| {
             let link = Link::open(
                 ground.control_plane,

@@ -106,7 +106,7 @@ fn run(arguments: Arguments) -> ExitCode {
             let mut random = Random::new(seed);
             let choices = SCENARIOS.iter().filter(|scenario| !scenario.is_of_teeth());
             let choices = choices.collect::<Vec<_>>();
-            let scenarios = (0..rounds).map(|_| *random.pick(&choices)).collect();
+            let scenarios = (0..rounds).map(|_| random.pick(&choices)).collect();
             let jobs = numbered(seed, scenarios);
             play(arguments.lanes, |runner| runner.play(blocks(jobs, 5)))
         }

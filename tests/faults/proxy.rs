@@ -41,7 +41,7 @@ pub(crate) struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Active {
     pub(crate) fault: Fault,
-    pub(crate) percent: usize,
+    pub(crate) percent: u64,
 }
 
 struct Shared {
@@ -153,7 +153,7 @@ impl Shared {
 
     /// A random place in so many bytes.
     fn place(&self, count: usize) -> usize {
-        lock(&self.state).random.below(count.max(1))
+        lock(&self.state).random.index(count.max(1))
     }
 
     fn carried_out(&self, came_in: Duration) {

@@ -62,7 +62,7 @@ pub(crate) fn play(
 fn hand_over(arena: &mut Arena) -> Verdict {
     let wait = arena
         .random
-        .between(Duration::ZERO, Duration::from_millis(700));
+        .time_between(Duration::ZERO, Duration::from_millis(700));
     arena.pass(wait)?;
     // What an earlier round did to the holder may have ended it only now.
     let (term, front) = arena.wait_until("the holder is there", |arena| {
@@ -90,13 +90,15 @@ fn link(arena: &mut Arena, term: &Term, fault: fn(&mut Random) -> Fault) -> Verd
     let fault = fault(&mut arena.random);
     explain(arena, fault);
     let longest = arena.lease_duration() * 5 / 2;
-    let window = arena.random.between(Duration::from_millis(1500), longest);
-    let percent = *arena.random.pick(&[100, 100, 70, 40]);
+    let window = arena
+        .random
+        .time_between(Duration::from_millis(1500), longest);
+    let percent = arena.random.pick(&[100, 100, 70, 40]);
     let active = [Active { fault, percent }];
-    match arena.random.below(10) {
+    match arena.random.index(10) {
         0..6 => arena.afflict(term.node, &active),
         6..8 => {
-            let node = arena.random.below(arena.nodes.len());
+            let node = arena.random.index(arena.nodes.len());
             arena.afflict(node, &active);
         }
         _ => {
@@ -145,7 +147,7 @@ fn process(arena: &mut Arena, kind: Signal, whom: Whom) -> Verdict {
     }
     let wait = arena
         .random
-        .between(Duration::ZERO, Duration::from_millis(1500));
+        .time_between(Duration::ZERO, Duration::from_millis(1500));
     arena.pass(wait)?;
     let (term, pids) = arena.wait_until("the holder's processes are there", |arena| {
         let term = arena.history.current()?.clone();
@@ -169,7 +171,9 @@ fn process(arena: &mut Arena, kind: Signal, whom: Whom) -> Verdict {
         }
         _ => {
             let longest = arena.lease_duration() * 2;
-            let window = arena.random.between(Duration::from_millis(50), longest);
+            let window = arena
+                .random
+                .time_between(Duration::from_millis(50), longest);
             arena.pass(window)?;
             for pid in pids {
                 // Those that are left; numbers are not given out again so soon.
@@ -216,10 +220,12 @@ fn pids(arena: &Arena, term: &Term, whom: Whom) -> Option<Vec<i32>> {
 fn network(arena: &mut Arena, term: &Term, cut: Cut) -> Verdict {
     let node = match arena.random.percent(75) {
         true => term.node,
-        false => arena.random.below(arena.nodes.len()),
+        false => arena.random.index(arena.nodes.len()),
     };
     let longest = arena.lease_duration() * 5 / 2;
-    let window = arena.random.between(Duration::from_millis(500), longest);
+    let window = arena
+        .random
+        .time_between(Duration::from_millis(500), longest);
     arena.note(&format!("node {node}: {cut:?} for {window:?}"));
     arena.namespace(node)?.cut(cut);
     let passed = arena.pass(window);
@@ -231,7 +237,9 @@ fn network(arena: &mut Arena, term: &Term, cut: Cut) -> Verdict {
 /// The API server or etcd fails, for all nodes.
 fn servers(arena: &mut Arena, control_plane: &ControlPlane, outage: Outage) -> Verdict {
     let longest = arena.lease_duration() * 2;
-    let window = arena.random.between(Duration::from_millis(500), longest);
+    let window = arena
+        .random
+        .time_between(Duration::from_millis(500), longest);
     arena.note(&format!("{outage:?} for {window:?}"));
     match outage {
         Outage::ApiServerStopped => {
@@ -282,18 +290,18 @@ fn mix(arena: &mut Arena) -> Verdict {
     // A guard may be killed, and access be denied.
     arena.explained.extend([77, 78, 125]);
     let injected = arena.injected();
-    let phases = 3 + arena.random.below(4);
+    let phases = 3 + arena.random.index(4);
     let mut stopped = None;
     // Only once: the tree may outlive front and guard if both are struck.
-    let strikes_in = arena.random.below(2 * phases);
+    let strikes_in = arena.random.index(2 * phases);
     for phase in 0..phases {
         let node = match (arena.random.percent(60), arena.history.current()) {
             (true, Some(term)) => term.node,
-            _ => arena.random.below(arena.nodes.len()),
+            _ => arena.random.index(arena.nodes.len()),
         };
-        let faults = (0..1 + arena.random.below(2)).map(|_| Active {
+        let faults = (0..1 + arena.random.index(2)).map(|_| Active {
             fault: scenario::fault(&mut arena.random),
-            percent: *arena.random.pick(&[100, 50, 20]),
+            percent: arena.random.pick(&[100, 50, 20]),
         });
         let faults = faults.collect::<Vec<_>>();
         arena.afflict(node, &faults);
@@ -301,14 +309,14 @@ fn mix(arena: &mut Arena) -> Verdict {
             stopped = strike(arena);
         }
         let cut = arena.nodes[node].namespace.is_some() && arena.random.percent(40);
-        let cut = cut.then(|| *arena.random.pick(&[Cut::Down, Cut::Requests, Cut::Answers]));
+        let cut = cut.then(|| arena.random.pick(&[Cut::Down, Cut::Requests, Cut::Answers]));
         if let Some(cut) = cut {
             arena.note(&format!("node {node}: {cut:?}"));
             arena.namespace(node)?.cut(cut);
         }
         let time = arena
             .random
-            .between(Duration::from_millis(300), Duration::from_secs(3));
+            .time_between(Duration::from_millis(300), Duration::from_secs(3));
         arena.pass(time)?;
         if let Some(cut) = cut {
             arena.namespace(node)?.mend(cut)?;
@@ -326,10 +334,10 @@ fn mix(arena: &mut Arena) -> Verdict {
 
 /// Sends one process of the holder, if there is one, SIGKILL or SIGSTOP; returns who is stopped.
 fn strike(arena: &mut Arena) -> Option<i32> {
-    let whom = *arena
+    let whom = arena
         .random
         .pick(&[Whom::Front, Whom::Guard, Whom::Command]);
-    let kind = *arena.random.pick(&[Signal::SIGKILL, Signal::SIGSTOP]);
+    let kind = arena.random.pick(&[Signal::SIGKILL, Signal::SIGSTOP]);
     let term = arena.history.current()?.clone();
     let pid = pids(arena, &term, whom)?[0];
     arena.note(&format!("{kind} to {whom:?} {pid}"));

@@ -207,12 +207,12 @@ pub(crate) fn fault(random: &mut Random) -> Fault {
             Trouble::Link(fault) => Some(fault),
             _ => None,
         });
-    let fault = *random.pick(&links.collect::<Vec<_>>());
+    let fault = random.pick(&links.collect::<Vec<_>>());
     fault(random)
 }
 
 fn delay(random: &mut Random) -> Fault {
-    let mut wait = || random.between(Duration::from_millis(10), Duration::from_secs(3));
+    let mut wait = || random.time_between(Duration::from_millis(10), Duration::from_secs(3));
     Fault::Delay {
         request: wait(),
         answer: wait(),
@@ -221,7 +221,7 @@ fn delay(random: &mut Random) -> Fault {
 
 fn late_write(random: &mut Random) -> Fault {
     // From in time for the request to well after the next take-over.
-    Fault::LateWrite(random.between(Duration::from_millis(200), Duration::from_secs(15)))
+    Fault::LateWrite(random.time_between(Duration::from_millis(200), Duration::from_secs(15)))
 }
 
 /// What the summary calls a signal.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::tally;
+use crate::{support::percentile, tally};
 
 /// What all rounds of this run have measured.
 #[derive(Debug, Default)]
@@ -72,10 +72,4 @@ impl Statistics {
         }
         text
     }
-}
-
-/// The smallest sample that so many of a hundred do not exceed.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted[rank - 1]
 }

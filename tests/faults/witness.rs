@@ -23,8 +23,9 @@ use nix::{
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
     },
-    time::{ClockId, clock_gettime},
 };
+
+pub(crate) use crate::support::now;
 
 /// The first argument that makes this program a witness; a role and the directory follow.
 pub(crate) const WORD: &str = "witness";
@@ -72,12 +73,6 @@ pub(crate) fn run(role: &str, directory: &Path) -> ExitCode {
         "root" => witness.root(),
         _ => witness.member(),
     }
-}
-
-/// The time on CLOCK_BOOTTIME.
-pub(crate) fn now() -> Duration {
-    let time = clock_gettime(ClockId::CLOCK_BOOTTIME);
-    time.expect("Linux has had this clock since 2.6.39").into()
 }
 
 struct Witness {

@@ -42,6 +42,7 @@ mod wait;
 mod world;
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "faults and benchmarks use the rest")]
 mod support;
 
 use support::{cgroup, janitor, surroundings};

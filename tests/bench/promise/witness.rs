@@ -15,11 +15,12 @@ use nix::{
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
     },
-    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 
 use crate::world::is_alive;
+
+pub(crate) use crate::support::now;
 
 /// The first argument that makes this program the command; then come the manner and the file.
 pub(crate) const WORD: &str = "witness";
@@ -94,13 +95,6 @@ pub(crate) fn run(manner: &str, file: &Path) {
         }
         thread::sleep(PACE);
     }
-}
-
-/// The time since the boot, which all processes see alike.
-pub(crate) fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .expect("the kernel has this clock")
-        .into()
 }
 
 /// One side's commands, as they are seen by what they leave behind. Dropping it kills them.
