@@ -78,7 +78,7 @@ fn a_standby_at_rest_asks_for_nothing_and_starts_by_one_write_on_an_open_connect
     let gateway = Gateway::for_admin(ControlPlane::shared());
     let (holder, standby) = holder_and_standby(&world, &gateway, "15s");
     let guard = guard_of(&standby);
-    wait_for_renewals(&world, Duration::from_secs(60));
+    wait_for_renewals(&world, Duration::from_secs(20));
     assert_eq!(gateway.kinds(), [Kind::Read, Kind::Watch]);
     assert_eq!(gateway.connections(), 2);
 

@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::{
     processes::{
-        Grown, LEVELS, Level, Mark, TestCgroup, assert_before_the_end, children, guard_of, hang,
-        name, noise, odd, quiet, signal, state,
+        Grown, Level, Mark, TestCgroup, assert_before_the_end, at_both_levels, children, guard_of,
+        hang, name, noise, odd, quiet, signal, state,
     },
     wait::{LIMIT, try_wait_until, wait_until},
     world::{Running, World},
@@ -25,26 +25,26 @@ const SHORT: Duration = Duration::from_secs(6);
 #[test]
 fn a_store_that_hangs_costs_the_tree_its_life_before_the_end() {
     let _quiet = quiet();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
         let _lock = hang(&world);
         grown.mark.wait_for_nobody();
         assert_before_the_end(&world, SHORT);
         grown.running.wait().assert_code(79);
-    }
+    });
 }
 
 #[test]
 fn a_forwarded_end_leaves_nobody() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "60s");
         grown.running.signal(Signal::SIGTERM);
         grown.running.wait().assert_signal(Signal::SIGTERM);
         assert_eq!(grown.mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
-    }
+    });
 }
 
 /// Has a user without privileges execute what follows, after some words of shell. It has a `/proc`
@@ -72,7 +72,7 @@ fn lose(world: &World, running: Running, mark: &Mark) {
 
 #[test]
 fn a_stopped_command_is_killed() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let running = start(&world, level, &mark, &["sh", "-c", "kill -STOP $$"]);
@@ -83,12 +83,12 @@ fn a_stopped_command_is_killed() {
                 .then_some(())
         });
         lose(&world, running, &mark);
-    }
+    });
 }
 
 #[test]
 fn a_process_whose_main_thread_has_ended_is_killed() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let odd = odd().to_str().expect("UTF-8");
@@ -103,12 +103,12 @@ fn a_process_whose_main_thread_has_ended_is_killed() {
         });
         lose(&world, running, &mark);
         assert!(!Path::new(&threads(headless)).exists(), "a thread lives");
-    }
+    });
 }
 
 #[test]
 fn a_process_that_is_traced_by_another_of_the_tree_is_killed() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let running = start(
@@ -124,13 +124,13 @@ fn a_process_that_is_traced_by_another_of_the_tree_is_killed() {
                 .then_some(())
         });
         lose(&world, running, &mark);
-    }
+    });
 }
 
 #[test]
 fn fork_bombs_are_killed_although_no_process_and_hardly_a_descriptor_is_to_be_had() {
     let _noise = noise();
-    for level in LEVELS {
+    at_both_levels(|level| {
         for kind in ["bomb", "scattering-bomb"] {
             let world = World::on_files();
             let mark = Mark::new();
@@ -148,13 +148,13 @@ fn fork_bombs_are_killed_although_no_process_and_hardly_a_descriptor_is_to_be_ha
             });
             lose(&world, running, &mark);
         }
-    }
+    });
 }
 
 #[test]
 fn a_chain_of_short_lived_processes_is_killed() {
     let _noise = noise();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let invocation = world
@@ -175,14 +175,14 @@ fn a_chain_of_short_lived_processes_is_killed() {
             (!mark.alive().is_empty()).then_some(())
         });
         assert_eq!(links, None, "the chain goes on");
-    }
+    });
 }
 
 // === Bystanders ===
 
 #[test]
 fn children_that_lease_exec_was_executed_with_and_the_callers_group_live_on() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         // A loss, which the guard sees to, and the guard's death, after which front does.
         for guard_dies in [false, true] {
             let world = World::on_files();
@@ -212,7 +212,7 @@ fn children_that_lease_exec_was_executed_with_and_the_callers_group_live_on() {
             }
             assert_eq!(bystander.alive().len(), 1);
         }
-    }
+    });
 }
 
 #[test]

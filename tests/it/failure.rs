@@ -14,7 +14,7 @@ use crate::{
     control_plane::ControlPlane,
     processes::{
         Grown, InTerminal, LEVELS, Level, Mark, TestCgroup, Tracer, assert_before_the_end,
-        children, guard_below, guard_of, name, quiet, signal, state,
+        at_both_levels, children, guard_below, guard_of, name, quiet, signal, state,
     },
     wait::{LIMIT, wait_until},
     world::{Running, World, now},
@@ -27,28 +27,28 @@ const SHORT: Duration = Duration::from_secs(6);
 
 #[test]
 fn a_killed_front_takes_the_tree_along() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "60s");
         grown.running.signal(Signal::SIGKILL);
         grown.mark.wait_for_nobody();
         assert_ne!(world.holder(), "", "nobody was left to release the lease");
-    }
+    });
 }
 
 #[test]
 fn a_kill_of_all_fronts_group_leaves_the_guard_to_kill() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "60s");
         kill(Pid::from_raw(-grown.running.pid()), Signal::SIGKILL).expect("it leads its group");
         grown.mark.wait_for_nobody();
-    }
+    });
 }
 
 #[test]
 fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "60s");
         signal(grown.guard, Signal::SIGKILL);
@@ -58,13 +58,13 @@ fn a_killed_guard_takes_the_tree_along_and_the_lease_is_released_on_proof() {
         ));
         assert_eq!(grown.mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
-    }
+    });
 }
 
 #[test]
 fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
     let _quiet = quiet();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
         grown.running.signal(Signal::SIGSTOP);
@@ -72,7 +72,7 @@ fn a_stopped_front_does_not_save_the_tree_from_the_deadline() {
         assert_before_the_end(&world, SHORT);
         // The kernel's timer ends front itself, stopped as it is.
         grown.running.wait().assert_signal(Signal::SIGKILL);
-    }
+    });
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_front_that_was_stopped_hears_of_the_end_behind_much_else() {
 
 #[test]
 fn a_stopped_guard_does_not_save_the_tree_from_the_end() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "60s");
         signal(grown.guard, Signal::SIGSTOP);
@@ -133,7 +133,7 @@ fn a_stopped_guard_does_not_save_the_tree_from_the_end() {
         grown.mark.wait_for_nobody();
         grown.running.wait().assert_code(79);
         assert_eq!(world.holder(), "somebody-else");
-    }
+    });
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_guard_that_is_stopped_when_the_command_has_ended_keeps_nobody_from_the_leas
 #[test]
 fn a_stopped_guard_does_not_save_the_tree_from_an_api_server_that_hangs() {
     let control_plane = ControlPlane::start();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on(&control_plane);
         let grown = Grown::start(&world, level, "6s");
         signal(grown.guard, Signal::SIGSTOP);
@@ -166,7 +166,7 @@ fn a_stopped_guard_does_not_save_the_tree_from_an_api_server_that_hangs() {
         // The last renewal may have been carried out without anybody's knowing.
         let end = world.renewed_at() + SHORT.as_nanos();
         assert!(gone_at < end, "{} ns too late", gone_at - end);
-    }
+    });
 }
 
 #[test]
@@ -195,13 +195,13 @@ fn a_guard_that_is_continued_after_the_deadline_kills_though_it_was_extended_mea
 #[test]
 fn with_front_and_guard_stopped_the_group_is_dead_before_the_end() {
     let _quiet = quiet();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
         grown.signal_both(Signal::SIGSTOP);
         grown.wait_for_group();
         assert_before_the_end(&world, SHORT);
-    }
+    });
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn start_stopped(world: &World, level: Level) -> Grown {
 
 #[test]
 fn a_killed_front_takes_the_group_along_although_the_guard_is_frozen() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let freezer = TestCgroup::version_2();
         let grown = Grown::start(&world, level, "60s");
@@ -262,17 +262,17 @@ fn a_killed_front_takes_the_group_along_although_the_guard_is_frozen() {
         grown.running.signal(Signal::SIGKILL);
         grown.wait_for_group();
         signal(grown.guard, Signal::SIGKILL);
-    }
+    });
 }
 
 #[test]
 fn a_killed_guard_takes_the_group_along_although_front_is_stopped() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = start_stopped(&world, level);
         signal(grown.guard, Signal::SIGKILL);
         grown.wait_for_group();
-    }
+    });
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn with_front_and_guard_killed_at_once_the_group_is_dead() {
 #[test]
 fn a_stalled_runtime_does_not_save_the_tree_from_the_deadline() {
     let _quiet = quiet();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let grown = Grown::start(&world, level, "6s");
         // The runtime is the main thread. The others, also those that read signals, go on.
@@ -297,13 +297,13 @@ fn a_stalled_runtime_does_not_save_the_tree_from_the_deadline() {
         ptrace::interrupt(main_thread).expect("it is traced");
         grown.mark.wait_for_nobody();
         assert_before_the_end(&world, SHORT);
-    }
+    });
 }
 
 #[test]
 fn everybody_frozen_for_ever_is_dead_before_the_end_as_far_as_the_group_goes() {
     let _quiet = quiet();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let freezer = TestCgroup::version_2();
         let invocation = world.lease_exec().args(["--lease-duration", "6s"]);
@@ -314,7 +314,7 @@ fn everybody_frozen_for_ever_is_dead_before_the_end_as_far_as_the_group_goes() {
         grown.wait_for_group();
         assert_before_the_end(&world, SHORT);
         assert_eq!(freezer.get("cgroup.freeze"), "1", "nobody was thawed");
-    }
+    });
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn start_as_another_user(world: &World, level: Level, mark: &Mark) -> Running {
 
 #[test]
 fn a_command_that_became_another_user_dies_with_the_guard() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let running = start_as_another_user(&world, level, &mark);
@@ -394,12 +394,12 @@ fn a_command_that_became_another_user_dies_with_the_guard() {
         running.wait().assert_code(125);
         assert_eq!(mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
-    }
+    });
 }
 
 #[test]
 fn a_command_that_became_another_user_dies_with_front_and_guard() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let running = start_as_another_user(&world, level, &mark);
@@ -409,5 +409,5 @@ fn a_command_that_became_another_user_dies_with_front_and_guard() {
         running.signal(Signal::SIGKILL);
         signal(guard, Signal::SIGKILL);
         mark.wait_for_nobody();
-    }
+    });
 }

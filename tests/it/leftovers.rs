@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::{
-    processes::{InTerminal, LEVELS, Level, Mark, children, guard_of, name, signal, state},
+    processes::{InTerminal, Level, Mark, at_both_levels, children, guard_of, name, signal, state},
     wait::{LIMIT, wait_until},
     world::{Running, World},
 };
@@ -25,7 +25,7 @@ fn wait_for_line(path: &PathBuf, wanted: &str) {
 
 #[test]
 fn leftovers_are_ended_before_the_release_and_the_commands_code_is_ours() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let ready = world.path().join("ready");
@@ -39,13 +39,13 @@ fn leftovers_are_ended_before_the_release_and_the_commands_code_is_ours() {
         level.apply(invocation).start().wait().assert_code(3);
         assert_eq!(mark.alive(), [0; 0]);
         assert_eq!(world.holder(), "");
-    }
+    });
 }
 
 #[test]
 fn what_is_left_behind_and_ended_is_said() {
     const ENDING: &str = "ending what the command left behind (--wait-descendants waits for it)";
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let leaves = "(setsid sleep 7777 &); sleep 7777 & exit 3";
         let invocation = world.lease_exec().script(leaves);
@@ -59,7 +59,7 @@ fn what_is_left_behind_and_ended_is_said() {
         let invocation = world.lease_exec().script("sleep 0 & wait; exit 3");
         let finished = level.apply(invocation).start().wait();
         assert!(!finished.stderr.contains(ENDING), "{}", finished.stderr);
-    }
+    });
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn start_daemon(world: &World, level: Level, mark: &Mark) -> Running {
 
 #[test]
 fn descendants_are_waited_for_if_asked() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let running = start_daemon(&world, level, &mark);
@@ -176,7 +176,7 @@ fn descendants_are_waited_for_if_asked() {
         assert_eq!(said("what the command left behind has ended"), 1);
         assert_eq!(lines(&world.path().join("said")), ["ready", "done"]);
         assert_eq!(world.holder(), "");
-    }
+    });
 }
 
 #[test]

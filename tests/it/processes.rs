@@ -10,6 +10,7 @@ use std::{
         OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -37,6 +38,19 @@ pub(crate) enum Level {
 
 /// Both, for what must be true with and without a cgroup.
 pub(crate) const LEVELS: [Level; 2] = [Level::Cgroup, Level::Tree];
+
+/// Checks something that must be true with and without a cgroup, at the same time, as both wait most of
+/// it.
+pub(crate) fn at_both_levels(check: impl Fn(Level) + Sync) {
+    thread::scope(|scope| {
+        for level in LEVELS {
+            let thread = thread::Builder::new().name(format!("{level:?}"));
+            let check = &check;
+            let started = thread.spawn_scoped(scope, move || check(level));
+            started.expect("a thread can be started");
+        }
+    });
+}
 
 /// Hides the file systems of cgroups of version 2 from what it executes. They are still listed, and at
 /// the place of its own cgroup there is a directory that is none.

@@ -13,7 +13,7 @@ use nix::{
 };
 
 use crate::{
-    processes::{LEVELS, Mark, TestCgroup, assert_before_the_end, quiet},
+    processes::{Mark, TestCgroup, assert_before_the_end, at_both_levels, quiet},
     wait::{LIMIT, wait_until},
     world::{World, needs, now},
 };
@@ -110,7 +110,7 @@ fn without_processes_or_descriptors_it_ends_with_125_and_holds_nothing() {
 #[test]
 fn without_memory_and_front_the_tree_is_dead_before_the_end() {
     let _quiet = quiet();
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let memory = TestCgroup::with("memory");
@@ -132,7 +132,7 @@ fn without_memory_and_front_the_tree_is_dead_before_the_end() {
         running.signal(Signal::SIGSTOP);
         mark.wait_for_nobody();
         assert_before_the_end(&world, Duration::from_secs(6));
-    }
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::SHORT;
 use crate::{
-    processes::{LEVELS, Level, Mark, TestCgroup, Tracer, guard_of, signal, state},
+    processes::{LEVELS, Level, Mark, TestCgroup, Tracer, at_both_levels, guard_of, signal, state},
     wait::{LIMIT, wait_until},
     world::{Running, World, is_alive, now},
 };
@@ -80,7 +80,7 @@ const NO_ANSWER: &str = "the guard process did not answer when told to start the
 
 #[test]
 fn a_guard_that_is_stopped_before_the_start_is_given_up_and_the_lease_is_released() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         let world = World::on_files();
         let mark = Mark::new();
         let (running, guard) = start_with_a_stopped_guard(&world, level, &mark, "6s");
@@ -90,7 +90,7 @@ fn a_guard_that_is_stopped_before_the_start_is_given_up_and_the_lease_is_release
         assert!(!is_alive(guard));
         assert!(!ran(&world).exists(), "the command ran");
         assert_eq!(world.holder(), "");
-    }
+    });
 }
 
 #[test]
@@ -326,7 +326,7 @@ enum Moment {
 
 #[test]
 fn a_guard_that_dies_when_it_has_borne_a_child_leaves_no_command() {
-    for level in LEVELS {
+    at_both_levels(|level| {
         for moment in [Moment::Birth, Moment::GateOpened] {
             let world = World::on_files();
             let mark = Mark::new();
@@ -359,7 +359,7 @@ fn a_guard_that_dies_when_it_has_borne_a_child_leaves_no_command() {
             assert!(!ran(&world).exists(), "the command ran: {moment:?}");
             assert_eq!(world.holder(), "");
         }
-    }
+    });
 }
 
 #[test]
