@@ -122,6 +122,24 @@ struct Args {
     )]
     impersonate: Option<String>,
 
+    /// A group to impersonate, beside a user (can be repeated)
+    #[arg(
+        long = "as-group",
+        env = "LEASE_EXEC_AS_GROUP",
+        value_name = "GROUP",
+        help_heading = "Cluster"
+    )]
+    impersonate_groups: Vec<String>,
+
+    /// The uid to impersonate, beside a user
+    #[arg(
+        long = "as-uid",
+        env = "LEASE_EXEC_AS_UID",
+        value_name = "UID",
+        help_heading = "Cluster"
+    )]
+    impersonate_uid: Option<String>,
+
     /// Give up acquiring after this long; 0s is --no-wait [default: wait for ever]
     #[arg(short, long, env = "LEASE_EXEC_WAIT", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Waiting")]
     wait: Option<Duration>,
@@ -273,6 +291,10 @@ pub enum Place {
         context: Option<String>,
         /// The user to impersonate.
         impersonate: Option<String>,
+        /// The groups to impersonate.
+        impersonate_groups: Vec<String>,
+        /// The uid to impersonate.
+        impersonate_uid: Option<String>,
     },
     /// In a directory of this machine.
     File(PathBuf),

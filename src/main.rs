@@ -214,12 +214,15 @@ fn prepare(config: &Config) -> Result<(Prepared, String), Failure> {
             kubeconfig,
             context,
             impersonate,
+            impersonate_groups,
+            impersonate_uid,
         } => {
             let cluster = ClusterConfig::load(Source {
                 kubeconfig: kubeconfig.clone(),
                 context: context.clone(),
                 impersonate: impersonate.clone(),
-                impersonate_groups: Vec::new(),
+                impersonate_groups: impersonate_groups.clone(),
+                impersonate_uid: impersonate_uid.clone(),
             })?;
             let namespace = cluster.namespace(flag, pod_namespace.as_deref());
             Ok((Prepared::Kube(Box::new(cluster)), namespace))
@@ -276,6 +279,8 @@ mod tests {
             kubeconfig: None,
             context: None,
             impersonate: None,
+            impersonate_groups: Vec::new(),
+            impersonate_uid: None,
         };
         assert_eq!(kin(&place, "ops/nightly"), 0x8019_55ed_ad3a_16d3);
     }

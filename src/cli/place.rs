@@ -6,14 +6,24 @@ use super::{Args, Place, UsageError, on_command_line, refuse};
 
 /// Checks `--store` and the options that only a cluster has.
 pub(super) fn place(args: &Args, matches: &ArgMatches) -> Result<Place, UsageError> {
-    if args.impersonate.as_deref() == Some("") {
-        return refuse("--as is empty");
+    for (flag, text) in [
+        ("--as", args.impersonate.as_deref()),
+        ("--as-uid", args.impersonate_uid.as_deref()),
+    ] {
+        if text == Some("") {
+            return refuse(format!("{flag} is empty"));
+        }
+    }
+    if args.impersonate_groups.iter().any(String::is_empty) {
+        return refuse("--as-group is empty");
     }
     match args.store.split_once(':') {
         None if args.store == "kube" => Ok(Place::Kube {
             kubeconfig: args.kubeconfig.clone(),
             context: args.context.clone(),
             impersonate: args.impersonate.clone(),
+            impersonate_groups: args.impersonate_groups.clone(),
+            impersonate_uid: args.impersonate_uid.clone(),
         }),
         Some(("file", "")) => refuse("--store file: needs a directory: file:DIR"),
         Some(("file", directory)) => {
@@ -34,6 +44,8 @@ fn check_no_cluster(store: &str, matches: &ArgMatches) -> Result<(), UsageError>
         ("kubeconfig", "--kubeconfig", "LEASE_EXEC_KUBECONFIG"),
         ("context", "--context", "LEASE_EXEC_CONTEXT"),
         ("impersonate", "--as", "LEASE_EXEC_AS"),
+        ("impersonate_groups", "--as-group", "LEASE_EXEC_AS_GROUP"),
+        ("impersonate_uid", "--as-uid", "LEASE_EXEC_AS_UID"),
     ] {
         let named_by = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => flag,

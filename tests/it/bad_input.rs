@@ -78,11 +78,19 @@ fn wrong_usage_is_64() {
 fn a_cluster_beside_a_file_store_is_64_and_a_flag_beats_a_variable() {
     let world = World::on_files();
     let store = format!("file:{}", world.store().display());
-    let flags = ["--kubeconfig", "--context", "--as"];
+    let flags = [
+        "--kubeconfig",
+        "--context",
+        "--as",
+        "--as-group",
+        "--as-uid",
+    ];
     let variables = [
         "LEASE_EXEC_KUBECONFIG",
         "LEASE_EXEC_CONTEXT",
         "LEASE_EXEC_AS",
+        "LEASE_EXEC_AS_GROUP",
+        "LEASE_EXEC_AS_UID",
     ];
     let run = |flags: &[&str], variables: &[(&str, &str)]| {
         let invocation = world.invocation().args(["--lease", LEASE]).args(flags);

@@ -8,11 +8,7 @@ use jiff::{Timestamp, civil::DateTime, fmt::strtime, tz::TimeZone};
 
 /// The `notAfter` of the first certificate in a PEM text; `None` if there is none that can be read.
 pub(super) fn end_of_first(pem: &str) -> Option<Timestamp> {
-    let (_, rest) = pem.split_once("-----BEGIN CERTIFICATE-----")?;
-    let (text, _) = rest.split_once("-----END CERTIFICATE-----")?;
-    let text: String = text.split_whitespace().collect();
-    let der = BASE64.decode(text).ok()?;
-
+    let der = in_pem(pem).next()?;
     let certificate = element(&der)?;
     let to_be_signed = element(certificate.content)?;
     let mut fields = element(to_be_signed.content)?;
@@ -26,6 +22,16 @@ pub(super) fn end_of_first(pem: &str) -> Option<Timestamp> {
     let validity = element(issuer.after)?;
     let not_before = element(validity.content)?;
     time(&element(not_before.after)?)
+}
+
+/// The certificates in a PEM text. What is no base64 is passed over, as by Go.
+pub(super) fn in_pem(text: &str) -> impl Iterator<Item = Vec<u8>> {
+    let blocks = text.split("-----BEGIN CERTIFICATE-----").skip(1);
+    blocks.filter_map(|block| {
+        let (text, _) = block.split_once("-----END CERTIFICATE-----")?;
+        let text: String = text.split_whitespace().collect();
+        BASE64.decode(text).ok()
+    })
 }
 
 /// One element of DER (X.690, 8.1), and what follows it.

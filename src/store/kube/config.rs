@@ -14,19 +14,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use futures_util::FutureExt;
-use http::Uri;
-use kube::config::{
-    Cluster, Config, Context, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError,
-};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use kube::config::{AuthInfo, Config, ExecAuthCluster, ExecConfig, Kubeconfig};
 use secrecy::ExposeSecret;
 
+use self::chosen::Chosen;
 use super::proxy::{Proxy, ProxyVariables};
 use crate::lease::{Failure, FailureKind};
 
 mod authority;
+mod chosen;
 mod explain;
+mod faults;
 mod file;
+mod server;
 mod token;
 
 pub(super) use self::token::{NoToken, Token};
@@ -40,8 +41,10 @@ pub struct Source {
     pub context: Option<String>,
     /// `--as`: the user to impersonate.
     pub impersonate: Option<String>,
-    /// `--as-group`: the groups to impersonate; only beside a user.
+    /// `--as-group`: the groups to impersonate, instead of the kubeconfig's.
     pub impersonate_groups: Vec<String>,
+    /// `--as-uid`: the uid to impersonate.
+    pub impersonate_uid: Option<String>,
 }
 
 /// What the environment says of clusters. Read apart from [`Source`], so that tests need not change
@@ -51,17 +54,22 @@ struct Environment {
     kubeconfig: Option<OsString>,
     home: Option<PathBuf>,
     service_account: PathBuf,
-    in_pod: bool,
+    /// KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, which every pod has.
+    service: (String, String),
     proxies: ProxyVariables,
 }
 
 impl Environment {
     fn read() -> Self {
+        let text = |name| std::env::var(name).unwrap_or_default();
         Self {
             kubeconfig: std::env::var_os("KUBECONFIG"),
             home: std::env::home_dir(),
             service_account: SERVICE_ACCOUNT.into(),
-            in_pod: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            service: (
+                text("KUBERNETES_SERVICE_HOST"),
+                text("KUBERNETES_SERVICE_PORT"),
+            ),
             proxies: ProxyVariables::read(),
         }
     }
@@ -105,11 +113,7 @@ impl ClusterConfig {
     }
 
     fn load_in(source: Source, environment: Environment) -> Result<Self, Failure> {
-        if source.impersonate.is_none() && !source.impersonate_groups.is_empty() {
-            return Err(misconfigured(
-                "a group can only be impersonated together with a user",
-            ));
-        }
+        let in_pod = !environment.service.0.is_empty();
         let files = kubeconfig_files(&source, &environment)?;
         if files.is_empty() {
             if let Some(context) = &source.context {
@@ -117,7 +121,7 @@ impl ClusterConfig {
                     "there is no kubeconfig to find the context {context:?} in"
                 )));
             }
-            if !environment.in_pod {
+            if !in_pod {
                 return Err(misconfigured(
                     "no cluster is configured: there is no kubeconfig ($KUBECONFIG, ~/.kube/config), and this is not a \
                      pod (KUBERNETES_SERVICE_HOST is not set)",
@@ -128,10 +132,11 @@ impl ClusterConfig {
         // Stamped before they are read: a change in between is seen as one.
         let stamps = stamped(files.iter().cloned());
         let merged = read_kubeconfigs(&files)?;
-        let current = merged
-            .current_context
-            .clone()
-            .filter(|name| !name.is_empty());
+        let asked = source.kubeconfig.is_some() || source.context.is_some();
+        if in_pod && !asked && file::says_nothing(&merged) {
+            return Self::from_service_account(source, environment);
+        }
+        let current = merged.current_context.clone();
         let context = source.context.clone().or(current).ok_or_else(|| {
             misconfigured(format!(
                 "{} sets no current-context, and none was asked for",
@@ -173,18 +178,10 @@ impl ClusterConfig {
             .any(|(path, stamp)| Stamp::of(path) != *stamp)
     }
 
-    /// The URL of the API server, for messages: without a password.
+    /// The URL of the API server, for messages.
     pub fn server(&self) -> String {
         let url = self.config.cluster_url.to_string();
-        let url = url.trim_end_matches('/');
-        match url.split_once("://") {
-            Some((scheme, rest)) => {
-                let place = rest.split('/').next().unwrap_or_default();
-                let user = place.rfind('@').map_or(0, |end| end + 1);
-                format!("{scheme}://{}", &rest[user..])
-            }
-            None => url.to_owned(),
-        }
+        url.trim_end_matches('/').to_owned()
     }
 
     /// The namespace of the lease: the flag's, else that of the environment (POD_NAMESPACE), the
@@ -215,38 +212,36 @@ impl ClusterConfig {
         environment: Environment,
         mut stamps: Vec<(PathBuf, Option<Stamp>)>,
         context: String,
-        mut merged: Kubeconfig,
+        merged: Kubeconfig,
     ) -> Result<Self, Failure> {
         let files: Vec<PathBuf> = stamps.iter().map(|(path, _)| path.clone()).collect();
         let place = names(&files);
-        let authority = match cluster_of(&mut merged, &context) {
-            Some(cluster) => authority::take(cluster, &mut stamps)?,
-            None => None,
-        };
-        let authority =
-            authority.unwrap_or_else(|| format!("the certificate-authority-data in {place}"));
-        let proxy_url = cluster_of(&mut merged, &context)
-            .and_then(|cluster| cluster.proxy_url.clone())
-            .filter(|url| !url.is_empty());
-        let context_namespace =
-            context_of(&merged, &context).and_then(|context| context.namespace.clone());
-        let options = KubeConfigOptions {
-            context: Some(context.clone()),
-            ..KubeConfigOptions::default()
-        };
-        // It awaits nothing; it is only async because its sibling once was.
-        let config = Config::from_custom_kubeconfig(merged, &options)
-            .now_or_never()
-            .ok_or_else(|| misconfigured(format!("can't read {place} without waiting")))?
-            .map_err(|error| match error {
-                KubeconfigError::ParseCertificates(_) => authority::no_certificate(&authority),
-                error => misconfigured(explain::kubeconfig(&error, &place)),
-            })?;
-        authority::check(&config, &authority)?;
-        let proxy = match proxy_url {
+        let Chosen {
+            mut cluster,
+            user,
+            namespace,
+        } = Chosen::from(merged, &context, &place)?;
+        let server = server::parse(cluster.1.server.as_deref(), &place)?;
+        let mut config = Config::new(server.url);
+        config.root_cert = authority::take(&mut cluster.1, &cluster.0, &mut stamps)?;
+        config.accept_invalid_certs = cluster.1.insecure_skip_tls_verify == Some(true);
+        config.tls_server_name = cluster.1.tls_server_name.clone();
+        config.auth_info = user.1;
+        if let Some(basic) = server.user {
+            (config.auth_info.token, config.auth_info.token_file) = (None, None);
+            (config.auth_info.username, config.auth_info.password) =
+                (Some(basic.0), Some(basic.1.into()));
+        }
+        if let Some(exec) = &mut config.auth_info.exec
+            && exec.provide_cluster_info
+        {
+            let cluster = ExecAuthCluster::try_from(&cluster.1);
+            exec.cluster = cluster.ok();
+        }
+        let proxy = match &cluster.1.proxy_url {
             // As in client-go, this one holds whatever NO_PROXY says.
             Some(url) => Some(Proxy::parse(
-                &url,
+                url,
                 &format!("the proxy-url of the context {context:?}"),
             )?),
             None => environment.proxies.proxy_for(&config.cluster_url)?,
@@ -255,26 +250,27 @@ impl ClusterConfig {
             source,
             environment,
             origin: Origin::Kubeconfig { files, context },
-            context_namespace: context_namespace.filter(|name| !name.is_empty()),
+            context_namespace: namespace,
             files: stamps,
             config,
             token: None,
             exec: None,
             proxy,
         };
-        new.check(&place)?;
+        new.check(&user.0)?;
         Ok(new)
     }
 
     fn from_service_account(source: Source, environment: Environment) -> Result<Self, Failure> {
-        let mut config =
-            Config::incluster().map_err(|error| misconfigured(explain::service_account(&error)))?;
-        // kube reads it untrimmed, and a line's end is no part of a name.
-        config.default_namespace = config.default_namespace.trim().to_owned();
-        authority::check(&config, &format!("{SERVICE_ACCOUNT}/ca.crt"))?;
+        let mount = &environment.service_account;
+        let mut config = Config::new(server::of_pod(&environment.service)?);
+        let bundle = mount.join("ca.crt");
+        let files = stamped([bundle.clone()]);
+        let name = format!("the service account's {}", bundle.display());
+        let contents = file::read("the service account's", &bundle)?;
+        config.root_cert = Some(authority::certificates(&contents, &name)?);
+        config.auth_info.token_file = Some(mount.join("token").display().to_string());
         let proxy = environment.proxies.proxy_for(&config.cluster_url)?;
-        // Out of kube's sight, which would read it while it connects: it is stamped like any other.
-        let files = stamped(config.root_cert_file.take());
         let mut new = Self {
             source,
             environment,
@@ -286,94 +282,109 @@ impl ClusterConfig {
             exec: None,
             proxy,
         };
-        new.check("the service account's files")?;
+        new.check("the service account")?;
         Ok(new)
     }
 
-    /// Makes the configuration ready for use, and finds what would only show later.
-    fn check(&mut self, place: &str) -> Result<(), Failure> {
-        let scheme = self.config.cluster_url.scheme_str();
-        if !matches!(scheme, Some("http" | "https")) || self.config.cluster_url.host().is_none() {
-            return Err(misconfigured(format!(
-                "{place} has no usable server: {:?} is not an http:// or https:// URL",
-                self.server()
-            )));
-        }
-        // kube would panic at a path which, with ours, is longer than any URL can be.
-        if self.config.cluster_url.path().len() > LONGEST_PATH {
-            return Err(misconfigured(format!(
-                "the path of the server in {place} is too long"
-            )));
-        }
-        self.config.cluster_url = with_port(&self.config.cluster_url);
+    /// Makes the configuration ready for use, and finds what would only show later. `owner` is what
+    /// the user is called.
+    fn check(&mut self, owner: &str) -> Result<(), Failure> {
         self.config.default_retry = false;
-        self.token = self.take_token()?;
         let user = &mut self.config.auth_info;
-        self.exec = user.exec.take().filter(|_| self.token.is_none());
-        for (path, is_beside) in [
-            (
-                &user.client_certificate,
-                user.client_certificate_data.is_some(),
-            ),
-            (&user.client_key, user.client_key_data.is_some()),
-        ] {
-            let path = path.as_ref().filter(|_| !is_beside).map(PathBuf::from);
-            self.files.extend(stamped(path));
+        let source = &self.source;
+        user.impersonate = source.impersonate.clone().or(user.impersonate.take());
+        user.impersonate_uid = (source.impersonate_uid.clone()).or(user.impersonate_uid.take());
+        if !source.impersonate_groups.is_empty() {
+            user.impersonate_groups = Some(source.impersonate_groups.clone());
         }
-        file::take(
-            "the client certificate",
-            &mut user.client_certificate,
-            &mut user.client_certificate_data,
-        )?;
-        file::take(
-            "the client key",
-            &mut user.client_key,
-            &mut user.client_key_data,
-        )?;
-        if let Some(user) = &self.source.impersonate {
-            self.config.auth_info.impersonate = Some(user.clone());
+        if let Some(fault) = faults::of_user(user) {
+            return Err(misconfigured(format!("{owner} {fault}")));
         }
-        if !self.source.impersonate_groups.is_empty() {
-            self.config.auth_info.impersonate_groups = Some(self.source.impersonate_groups.clone());
+        if server::is_in_the_clear(&self.config.cluster_url) {
+            // As for kubectl, what is secret is not for the net.
+            *user = AuthInfo {
+                impersonate: user.impersonate.take(),
+                impersonate_uid: user.impersonate_uid.take(),
+                impersonate_groups: user.impersonate_groups.take(),
+                impersonate_user_extra: user.impersonate_user_extra.take(),
+                ..AuthInfo::default()
+            };
         }
+        self.token = self.take_token(owner)?;
+        self.take_certificate(owner)?;
+        let user = &mut self.config.auth_info;
+        // Whatever else there is comes before a plugin.
+        let has_certificate = user.client_certificate_data.is_some();
+        self.exec = user.exec.take();
+        self.exec
+            .take_if(|_| self.token.is_some() || has_certificate);
         Ok(())
     }
 
-    /// Takes out what proves who asks. As in client-go the file beats a token that stands beside it.
-    fn take_token(&mut self) -> Result<Option<Token>, Failure> {
+    /// Takes out what proves who asks. As in client-go the file beats a token that stands beside it,
+    /// which steps in if the file is of no use.
+    fn take_token(&mut self, owner: &str) -> Result<Option<Token>, Failure> {
         let user = &mut self.config.auth_info;
         let (username, password) = (user.username.take(), user.password.take());
-        let (inline, provider) = (user.token.take(), user.auth_provider.take());
-        let token = match user.token_file.take() {
+        let (beside, provider) = (user.token.take(), user.auth_provider.take());
+        let beside = beside.map(|token| token.expose_secret().to_owned());
+        let token = match user.token_file.take().map(PathBuf::from) {
+            None => beside,
             Some(path) => {
-                let path = PathBuf::from(path);
                 self.files.extend(stamped([path.clone()]));
-                // What is no text fails as a header does.
-                String::from_utf8_lossy(&file::read("the token", &path)?).into_owned()
+                match (file::token(&path), beside) {
+                    (Err(_), Some(beside)) => Some(beside),
+                    (read, _) => Some(read?),
+                }
             }
-            None => inline.map_or_else(String::new, |token| token.expose_secret().to_owned()),
         };
-        let unusable = |NoToken| misconfigured("the token has characters that no token can have");
-        let token = Token::bearer(&token).map_err(unusable)?;
+        let unusable = |NoToken| {
+            misconfigured(format!(
+                "{owner} has a token with characters that no token can have"
+            ))
+        };
+        let token = Token::bearer(&token.unwrap_or_default()).map_err(unusable)?;
         match (token, username, provider) {
             (Some(token), ..) => Ok(Some(token)),
-            (None, Some(user), _) if !user.is_empty() => {
-                let password = password
-                    .as_ref()
-                    .map_or("", |password| password.expose_secret());
+            (None, Some(user), _) => {
+                let password = password.as_ref().map_or("", |text| text.expose_secret());
                 Token::basic(&user, password).map(Some).map_err(unusable)
             }
-            (None, _, Some(provider)) => {
-                let token = provider
-                    .config
-                    .get("id-token")
-                    .filter(|_| provider.name == "oidc");
-                let token =
-                    token.ok_or_else(|| misconfigured(explain::auth_provider(&provider)))?;
-                Token::bearer(token).map_err(unusable)
+            (None, None, Some(provider)) => {
+                let id = provider.config.get("id-token");
+                let id = id.filter(|_| provider.name == "oidc");
+                let id = id.ok_or_else(|| misconfigured(explain::auth_provider(&provider)))?;
+                Token::bearer(id).map_err(unusable)
             }
-            (None, _, None) => Ok(None),
+            (None, None, None) => Ok(None),
         }
+    }
+
+    /// Puts what is in the files of the client certificate and its key in their place.
+    fn take_certificate(&mut self, owner: &str) -> Result<(), Failure> {
+        let user = &mut self.config.auth_info;
+        let key = user.client_key_data.take();
+        let key = key.map(|key| key.expose_secret().to_owned());
+        let has_certificate =
+            user.client_certificate.is_some() || user.client_certificate_data.is_some();
+        let (certificate, key) = (
+            (
+                user.client_certificate.take(),
+                user.client_certificate_data.take(),
+            ),
+            (user.client_key.take(), key),
+        );
+        if !has_certificate {
+            return Ok(());
+        }
+        let paths = [&certificate.0, &key.0].into_iter().flatten();
+        self.files.extend(stamped(paths.map(PathBuf::from)));
+        let user = &mut self.config.auth_info;
+        let certificate = file::contents("client-certificate", certificate, owner)?;
+        user.client_certificate_data = certificate.map(|contents| BASE64.encode(contents));
+        let key = file::contents("client-key", key, owner)?;
+        user.client_key_data = key.map(|contents| BASE64.encode(contents).into());
+        Ok(())
     }
 }
 
@@ -422,41 +433,12 @@ fn exists(path: &Path) -> bool {
 fn read_kubeconfigs(files: &[PathBuf]) -> Result<Kubeconfig, Failure> {
     let mut merged = Kubeconfig::default();
     for file in files {
-        let place = names(std::slice::from_ref(file));
+        // Only kind and version could contradict each other, and these have been looked at.
         merged = merged
             .merge(file::kubeconfig(file)?)
-            .map_err(|error| misconfigured(explain::kubeconfig(&error, &place)))?;
+            .map_err(|error| misconfigured(format!("{}: {error}", file.display())))?;
     }
     Ok(merged)
-}
-
-fn context_of<'a>(kubeconfig: &'a Kubeconfig, name: &str) -> Option<&'a Context> {
-    let named = kubeconfig
-        .contexts
-        .iter()
-        .find(|context| context.name == name)?;
-    named.context.as_ref()
-}
-
-fn cluster_of<'a>(kubeconfig: &'a mut Kubeconfig, context: &str) -> Option<&'a mut Cluster> {
-    let name = context_of(kubeconfig, context)?.cluster.clone();
-    let named = kubeconfig
-        .clusters
-        .iter_mut()
-        .find(|cluster| cluster.name == name)?;
-    named.cluster.as_mut()
-}
-
-/// The URL with its port: a tunnel through a proxy takes a missing one for 443 whatever the scheme.
-fn with_port(url: &Uri) -> Uri {
-    if url.scheme_str() != Some("http") || url.port().is_some() {
-        return url.clone();
-    }
-    let mut parts = url.clone().into_parts();
-    parts.authority = parts
-        .authority
-        .map(|authority| format!("{authority}:80").parse().unwrap_or(authority));
-    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -496,9 +478,6 @@ fn names(files: &[PathBuf]) -> String {
 fn misconfigured(message: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Misconfigured, message)
 }
-
-/// In bytes.
-const LONGEST_PATH: usize = 4096;
 
 /// Where the kubelet puts a pod's token, certificate authority and namespace.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

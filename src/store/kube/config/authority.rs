@@ -2,44 +2,54 @@
 
 use std::path::PathBuf;
 
-use kube::config::{Cluster, Config};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use kube::config::Cluster;
 use rustls::RootCertStore;
 
-use super::{super::failure::plain, Stamp, file, misconfigured, stamped};
+use super::{
+    super::{certificate, failure::plain},
+    Stamp, file, misconfigured, stamped,
+};
 use crate::lease::Failure;
 
-/// Reads the file of the certificate authority, if there is one, and returns what to call it. Empty
-/// fields are as good as none, as they are to kubectl.
+/// Reads a cluster's certificates, from their file if they are not in the kubeconfig itself, and
+/// leaves them in the place of that file's name.
 pub(super) fn take(
     cluster: &mut Cluster,
+    owner: &str,
     stamps: &mut Vec<(PathBuf, Option<Stamp>)>,
-) -> Result<Option<String>, Failure> {
-    let (path, data) = (
-        &mut cluster.certificate_authority,
-        &mut cluster.certificate_authority_data,
-    );
-    data.take_if(|data| data.is_empty());
+) -> Result<Option<Vec<Vec<u8>>>, Failure> {
+    let path = cluster.certificate_authority.take();
     stamps.extend(stamped(path.as_ref().map(PathBuf::from)));
-    let path = file::take("the certificate authority", path, data)?;
-    Ok(path.map(|path| format!("the certificate authority {path}")))
-}
-
-/// A server would be refused for a certificate authority that is none, as if that were its fault.
-pub(super) fn check(config: &Config, name: &str) -> Result<(), Failure> {
-    let Some(certificates) = &config.root_cert else {
-        return Ok(());
+    let name = match &path {
+        Some(path) => format!("the certificate-authority {path}"),
+        None => format!("the certificate-authority-data of {owner}"),
     };
-    if certificates.is_empty() {
-        return Err(no_certificate(name));
-    }
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates {
-        let added = roots.add(certificate.as_slice().into());
-        added.map_err(|error| misconfigured(format!("{name} can't be used: {}", plain(&error))))?;
-    }
-    Ok(())
+    let data = cluster.certificate_authority_data.take();
+    let Some(contents) = file::contents("certificate-authority", (path, data), owner)? else {
+        return Ok(None);
+    };
+    cluster.certificate_authority_data = Some(BASE64.encode(&contents));
+    certificates(&contents, &name).map(Some)
 }
 
-pub(super) fn no_certificate(name: &str) -> Failure {
-    misconfigured(format!("{name} holds no certificate in PEM"))
+/// The certificates of a bundle. As in Go, what can't be read is passed over as long as there is one
+/// that can.
+///
+/// # Errors
+///
+/// There is none: a server would be refused for it, as if that were its fault.
+pub(super) fn certificates(bundle: &[u8], name: &str) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut usable = Vec::new();
+    let mut problem = "holds no certificate in PEM".to_owned();
+    for certificate in certificate::in_pem(&String::from_utf8_lossy(bundle)) {
+        match RootCertStore::empty().add(certificate.as_slice().into()) {
+            Ok(()) => usable.push(certificate),
+            Err(error) => problem = format!("can't be used: {}", plain(&error)),
+        }
+    }
+    match usable.is_empty() {
+        true => Err(misconfigured(format!("{name} {problem}"))),
+        false => Ok(usable),
+    }
 }

@@ -3,13 +3,16 @@
 //! Must not: know what a file is for, but for its name in a message and a kubeconfig's own paths.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, Read},
     path::{MAIN_SEPARATOR, Path},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use kube::config::{Kubeconfig, KubeconfigError};
+use kube::config::Kubeconfig;
+use serde_json::Value;
+use serde_saphyr::DuplicateKeyPolicy;
 
 use super::{explain, misconfigured};
 use crate::lease::Failure;
@@ -18,15 +21,11 @@ use crate::lease::Failure;
 ///
 /// As kubectl does it, a command is only taken for a path if it has a slash.
 pub(super) fn kubeconfig(path: &Path) -> Result<Kubeconfig, Failure> {
-    let place = path.display().to_string();
-    let explained =
-        |error: &KubeconfigError| misconfigured(explain::kubeconfig(error, place.as_str()));
-    let text = text(read("the kubeconfig", path)?).ok_or_else(|| {
-        misconfigured(format!(
-            "{place} is not a kubeconfig: it is no text in UTF-8 or UTF-16"
-        ))
-    })?;
-    let mut config = Kubeconfig::from_yaml(&text).map_err(|error| explained(&error))?;
+    let wrong =
+        |why: String| misconfigured(format!("{} is not a kubeconfig: {why}", path.display()));
+    let text = text(read("the kubeconfig", path)?);
+    let text = text.ok_or_else(|| wrong("it is no text in UTF-8 or UTF-16".into()))?;
+    let mut config = parse(&text).map_err(wrong)?;
     let Some(directory) = path.parent() else {
         return Ok(config);
     };
@@ -51,12 +50,94 @@ pub(super) fn kubeconfig(path: &Path) -> Result<Kubeconfig, Failure> {
     Ok(config)
 }
 
-/// An empty path is as good as none, as it is to kubectl.
 fn make_absolute(directory: &Path, path: &mut Option<String>) {
-    *path = path.take().filter(|path| !path.is_empty()).map(|path| {
+    *path = path.take().map(|path| {
         let absolute = directory.join(&path);
         absolute.to_str().map_or(path, str::to_owned)
     });
+}
+
+/// Reads YAML as kubectl does: the first document alone, and of two equal keys the last one.
+///
+/// # Errors
+///
+/// Why it is no kubeconfig.
+fn parse(text: &str) -> Result<Kubeconfig, String> {
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::LastWins,
+        with_snippet: false,
+    };
+    let mut bytes = text.as_bytes();
+    let mut documents = serde_saphyr::read_with_options(&mut bytes, options);
+    let first: Option<Value> = documents
+        .next()
+        .transpose()
+        .map_err(|error| explain::syntax(&error))?;
+    let Some(mut document) = first else {
+        return Ok(Kubeconfig::default());
+    };
+    if !document.is_object() {
+        return Err("it is no mapping".into());
+    }
+    for (field, only) in [("kind", "Config"), ("apiVersion", "v1")] {
+        if let Some(Value::String(other)) = document.get(field)
+            && ![only, ""].contains(&other.as_str())
+        {
+            return Err(format!("its {field} is {other:?} instead of {only}"));
+        }
+    }
+    strip(&mut document);
+    for list in ["clusters", "contexts", "users"] {
+        if let Some(Value::Array(entries)) = document.get_mut(list) {
+            check_names(list, entries)?;
+        }
+    }
+    let mut config: Kubeconfig =
+        serde_path_to_error::deserialize(document).map_err(|error| explain::field(&error))?;
+    let users = config.auth_infos.iter_mut();
+    let plugins = users.filter_map(|user| user.auth_info.as_mut()?.exec.as_mut());
+    for variable in plugins.flat_map(|plugin| plugin.env.iter_mut().flatten()) {
+        variable.entry("value".into()).or_default();
+    }
+    Ok(config)
+}
+
+/// Takes out what says nothing: null and empty texts. Extensions are not ours to change.
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null() && value != "");
+            let fields = fields.iter_mut().filter(|(name, _)| *name != "extensions");
+            fields.for_each(|(_, value)| strip(value));
+        }
+        Value::Array(values) => values.iter_mut().for_each(strip),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Takes out the entries without a name, which nothing can refer to, and refuses two of one name.
+fn check_names(list: &str, entries: &mut Vec<Value>) -> Result<(), String> {
+    entries.retain(|entry| entry.is_string() || entry.get("name").is_some());
+    let mut names = HashSet::new();
+    for entry in entries {
+        let name = entry["name"].to_string();
+        if !names.insert(name.clone()) {
+            return Err(format!("two of its {list} have the name {name}"));
+        }
+        // Only the context that is used needs one.
+        if let Some(Value::Object(context)) = entry.get_mut("context") {
+            context.entry("cluster").or_insert("".into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether it is as good as no kubeconfig.
+pub(super) fn says_nothing(config: &Kubeconfig) -> bool {
+    config.clusters.is_empty()
+        && config.contexts.is_empty()
+        && config.auth_infos.is_empty()
+        && config.current_context.is_none()
 }
 
 /// The bytes as text. A kubeconfig that was made on Windows may be in UTF-16, with a mark in front
@@ -75,19 +156,46 @@ fn text(bytes: Vec<u8>) -> Option<String> {
     }
 }
 
-/// Puts the contents of a file in the place of its name, unless they stand beside it. Returns the
-/// file's name if it was read.
-pub(super) fn take<T: From<String>>(
-    what: &str,
-    path: &mut Option<String>,
-    data: &mut Option<T>,
-) -> Result<Option<String>, Failure> {
-    let Some(path) = path.take().filter(|_| data.is_none()) else {
-        return Ok(None);
-    };
-    let contents = read(what, Path::new(&path))?;
-    *data = Some(BASE64.encode(contents).into());
-    Ok(Some(path))
+/// Reads a file that holds a token and nothing else; what is no text becomes what no token can have.
+///
+/// # Errors
+///
+/// As [`read`]; also if it is empty.
+pub(super) fn token(path: &Path) -> Result<String, Failure> {
+    let token = String::from_utf8_lossy(&read("the token", path)?)
+        .trim()
+        .to_owned();
+    match token.is_empty() {
+        true => Err(misconfigured(format!(
+            "the token {} is empty",
+            path.display()
+        ))),
+        false => Ok(token),
+    }
+}
+
+/// What is in a field of `owner`, either itself, in base64, or in the file that is named by it.
+///
+/// # Errors
+///
+/// [`crate::lease::FailureKind::Misconfigured`], naming the file or the field.
+pub(super) fn contents(
+    field: &str,
+    (path, data): (Option<String>, Option<String>),
+    owner: &str,
+) -> Result<Option<Vec<u8>>, Failure> {
+    if let Some(data) = data {
+        // Go passes over line ends. What YAML makes of them, a space, means the same.
+        let data: String = data.split_whitespace().collect();
+        return match BASE64.decode(data) {
+            Ok(contents) => Ok(Some(contents)),
+            Err(_) => Err(misconfigured(format!(
+                "the {field}-data of {owner} is not base64"
+            ))),
+        };
+    }
+    let what = format!("the {field}");
+    path.map(|path| read(&what, Path::new(&path))).transpose()
 }
 
 /// Reads a file, unless it is too long to be any of a configuration's.

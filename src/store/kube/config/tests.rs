@@ -138,7 +138,7 @@ fn listed_files_are_merged_and_absent_ones_passed_over() {
 fn every_mistake_is_one_sentence_and_nothing_falls_back() {
     let mut home = Home::new();
     // With a service account at hand: were anything to fall back, it would be to that.
-    home.environment.in_pod = true;
+    home.environment.service.0 = "10.0.0.1".into();
     let asked = |context: &str| Source {
         context: Some(context.into()),
         ..Source::default()
@@ -161,7 +161,7 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
     assert_eq!(home.message(unknown), "HOME/good has no context \"x\"");
     for (text, expected) in [
         (
-            "",
+            "users: [{name: u}]",
             "HOME/.kube/config sets no current-context, and none was asked for",
         ),
         (
@@ -178,15 +178,15 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
         ),
         (
             &kubeconfig("a", ", certificate-authority: ca.pem", ""),
-            "can't read the certificate authority HOME/.kube/ca.pem: no such file or directory",
+            "can't read the certificate-authority HOME/.kube/ca.pem: no such file or directory",
         ),
         (
             &kubeconfig("a", ", certificate-authority-data: '%'", ""),
-            "the certificate authority in HOME/.kube/config is not base64",
+            "the certificate-authority-data of the cluster \"c-a\" in HOME/.kube/config is not base64",
         ),
         (
             &kubeconfig("a", "", "client-certificate: c.pem, client-key: k.pem"),
-            "can't read the client certificate HOME/.kube/c.pem: no such file or directory",
+            "can't read the client-certificate HOME/.kube/c.pem: no such file or directory",
         ),
         (
             &kubeconfig("a", "", "tokenFile: token"),
@@ -194,7 +194,7 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
         ),
         (
             &kubeconfig("a", "", "token: \"a\\tb\\nc\""),
-            "the token has characters that no token can have",
+            "the user \"u\" in HOME/.kube/config has a token with characters that no token can have",
         ),
         (
             &kubeconfig(
@@ -219,7 +219,7 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
                 "",
                 "auth-provider: {name: oidc, config: {id-token: \"a\\nb\"}}",
             ),
-            "the token has characters that no token can have",
+            "the user \"u\" in HOME/.kube/config has a token with characters that no token can have",
         ),
         (
             &kubeconfig("a", ", proxy-url: 'socks5://p'", ""),
@@ -255,10 +255,18 @@ fn file_without_an_end_is_refused() {
         (
             ", certificate-authority: /dev/zero",
             "",
-            "certificate authority",
+            "certificate-authority",
         ),
-        ("", "client-certificate: /dev/zero", "client certificate"),
-        ("", "client-key: /dev/zero", "client key"),
+        (
+            "",
+            "client-certificate: /dev/zero, client-key: k",
+            "client-certificate",
+        ),
+        (
+            "",
+            "client-certificate-data: anVuaw==, client-key: /dev/zero",
+            "client-key",
+        ),
         ("", "tokenFile: /dev/zero", "token"),
     ] {
         home.file(".kube/config", &kubeconfig("a", cluster, user));
@@ -288,7 +296,7 @@ fn certificate_authority_that_is_none_is_named() {
         home.file(".kube/ca.pem", &text);
         let cluster = ", certificate-authority: ca.pem";
         home.file(".kube/config", &kubeconfig("a", cluster, ""));
-        let expected = format!("the certificate authority HOME/.kube/ca.pem {problem}");
+        let expected = format!("the certificate-authority HOME/.kube/ca.pem {problem}");
         let message = home.message(Source::default());
         assert!(message.starts_with(&expected), "{text:?}: {message}");
 
@@ -298,7 +306,9 @@ fn certificate_authority_that_is_none_is_named() {
         let data = BASE64.encode(&text);
         let cluster = format!(", certificate-authority-data: {data}");
         home.file(".kube/config", &kubeconfig("a", &cluster, ""));
-        let expected = format!("the certificate-authority-data in HOME/.kube/config {problem}");
+        let expected = format!(
+            "the certificate-authority-data of the cluster \"c-a\" in HOME/.kube/config {problem}"
+        );
         let message = home.message(Source::default());
         assert!(message.starts_with(&expected), "{text:?}: {message}");
     }
@@ -480,13 +490,15 @@ fn impersonation_replaces_the_user_of_the_kubeconfig() {
     let user = home.load(source).unwrap().config.auth_info;
     assert_eq!(user.impersonate.as_deref(), Some("me"));
     assert_eq!(user.impersonate_groups, Some(vec!["us".to_owned()]));
+    home.file(".kube/config", &kubeconfig("home", "", "token: abc"));
     let groups_only = Source {
         impersonate_groups: vec!["us".into()],
         ..Source::default()
     };
     assert_eq!(
         home.message(groups_only),
-        "a group can only be impersonated together with a user"
+        "the user \"u\" in HOME/.kube/config acts as a group, uid or more of a user (as-groups, as-uid, \
+         as-user-extra), but not as a user (as)"
     );
 }
 
@@ -509,13 +521,16 @@ fn reload_stays_with_its_context_and_refuses_another_server() {
     let home = Home::new();
     let both = |current: &str, server: &str| {
         let text = kubeconfig("home", "", "").replace("https://home.example:6443", server);
-        let other = "clusters: [{name: c-other, cluster: {server: 'https://other'}}]\n\
-                     contexts: [{name: other, context: {cluster: c-other, user: u}}]\n";
-        let text = text.replace(
-            "current-context: home",
-            &format!("current-context: {current}"),
-        );
-        home.file(".kube/config", &format!("{text}---\n{other}"));
+        let text = text
+            .replace(
+                "current-context: home",
+                &format!("current-context: {current}"),
+            )
+            .replace(
+                "contexts: [",
+                "contexts: [{name: other, context: {cluster: c-home, user: u}}, ",
+            );
+        home.file(".kube/config", &text);
     };
     both("home", "https://one");
     let config = home.load(Source::default()).unwrap();
@@ -540,14 +555,4 @@ fn credential_plugin_is_set_aside_and_not_run() {
         Some("/nonexistent/plugin")
     );
     assert!(config.config.auth_info.exec.is_none());
-}
-
-#[test]
-fn plain_http_server_gets_its_port() {
-    assert_eq!(with_port(&"http://a".parse().unwrap()), "http://a:80/");
-    assert_eq!(
-        with_port(&"http://a:8080/x".parse().unwrap()),
-        "http://a:8080/x"
-    );
-    assert_eq!(with_port(&"https://a/x".parse().unwrap()), "https://a/x");
 }
