@@ -30,14 +30,14 @@ use crate::surroundings::as_the_caller;
 use crate::wait::{LIMIT, try_wait_until};
 use crate::world::LEASE;
 
-pub(crate) use certificates::Identity;
+pub(crate) use certificates::{Authority, Identity};
 pub(crate) use kubeconfig::User;
 pub(crate) use requests::{Answer, Requests};
 pub(crate) use scheduler::{ElectionTimes, Scheduler};
 pub(crate) use servers::free_port;
 pub(crate) use version::needs_kubernetes;
 
-use certificates::{Authority, TokenKey};
+use certificates::TokenKey;
 use servers::{Server, ServerGroup};
 use version::minor_version;
 
@@ -314,27 +314,42 @@ impl ControlPlane {
 
     /// Runs kubectl as the administrator, with `input` as its standard input.
     pub(crate) fn kubectl(&self, arguments: &[&str], input: &str) -> Output {
-        let own = programs().join("kubectl");
-        // The envtest tools have it, but whoever sets KUBEBUILDER_ASSETS need not.
-        let mut kubectl = Command::new(if own.exists() {
-            &own
-        } else {
-            Path::new("kubectl")
-        })
-        .args(arguments)
-        // It keeps what it has learnt about a server in its home directory.
-        .env("HOME", self.directory())
-        .env("KUBECONFIG", self.kubeconfig(User::Admin))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start kubectl, from the control plane's programs or from PATH");
+        let mut kubectl = Command::new(Self::kubectl_program())
+            .args(arguments)
+            // It keeps what it has learnt about a server in its home directory.
+            .env("HOME", self.directory())
+            .env("KUBECONFIG", self.kubeconfig(User::Admin))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start kubectl, from the control plane's programs or from PATH");
         let mut pipe = kubectl.stdin.take().expect("standard input is a pipe");
         // A kubectl that doesn't read its input may have ended already.
         let _ = pipe.write_all(input.as_bytes());
         drop(pipe);
         kubectl.wait_with_output().expect("wait for kubectl")
+    }
+
+    /// The path of kubectl. The envtest tools have it, but whoever sets KUBEBUILDER_ASSETS need not.
+    pub(crate) fn kubectl_program() -> PathBuf {
+        let own = programs().join("kubectl");
+        if own.exists() { own } else { "kubectl".into() }
+    }
+
+    /// The 37 of kubectl 1.37.
+    pub(crate) fn kubectl_minor_version() -> u32 {
+        let arguments = ["version", "--client", "--output", "json"];
+        let output = Command::new(Self::kubectl_program())
+            .args(arguments)
+            .output();
+        let version = output.expect("start kubectl").stdout;
+        let version: Value = serde_json::from_slice(&version).expect("kubectl prints JSON");
+        let minor = version["clientVersion"]["minor"]
+            .as_str()
+            .unwrap_or_default();
+        let digits = minor.trim_end_matches('+');
+        digits.parse().expect("kubectl has a minor version")
     }
 
     /// Runs etcdctl with the API server's etcd, for what shares no key with it (`etcdctl lock`).

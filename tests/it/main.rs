@@ -21,6 +21,7 @@ mod herd;
 mod image;
 mod inheritance;
 mod init;
+mod kubeconfigs;
 mod late_start;
 mod leftovers;
 mod listener;
