@@ -166,7 +166,7 @@ fn one_attempt_ends_with_75_beside_a_holder_and_e_changes_it() {
         assert_eq!(quiet.assert_code(75).stderr, "");
         let patient = world
             .lease_exec()
-            .args(["-w", "300ms"])
+            .args(["-w", "3s"])
             .command(["true"])
             .run();
         patient.assert_code(75);
