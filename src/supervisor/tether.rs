@@ -12,9 +12,10 @@
 //!   open for writing by the guard and read by front, one the other way round: whichever of the two
 //!   dies first, the other still reads.
 //! - Each write end is held by one process alone. Both are closed by exec.
-//! - In both processes the read end has the lower number. The kernel closes what a dead process held
-//!   from the highest number down; if both are killed at the same instant, each has let go of its
-//!   write end before its read end, so that one of the two pipes has a reader when its writer goes.
+//! - In both processes the read end has the lower number. Linux has been seen to close what a dead
+//!   process held from the highest number down, which no manual page promises. As long as it does,
+//!   and both are killed at the same instant, each has let go of its write end before its read end,
+//!   so that one of the two pipes has a reader when its writer goes.
 //! - Nothing is ever written: input would kill as well.
 //! - Only for a group that is the command's own; never for the caller's.
 
