@@ -11,9 +11,9 @@ use std::{
 use anyhow::{Result, ensure};
 use nix::{
     errno::Errno,
-    fcntl::AtFlags,
-    sys::stat::{SFlag, stat},
-    unistd::{AccessFlags, faccessat},
+    fcntl::{AtFlags, OFlag, open},
+    sys::stat::{Mode, SFlag, stat},
+    unistd::{AccessFlags, faccessat, read},
 };
 
 /// A command that was found and can, as far as one can tell without doing it, be executed.
@@ -157,6 +157,8 @@ fn check(path: &Path) -> Result<(), Errno> {
 pub(super) struct Exec {
     path: CString,
     argv: Vec<*const c_char>,
+    /// The same for `/bin/sh`, which runs the path as a script.
+    shell_argv: Vec<*const c_char>,
     /// Owns what `argv` points to.
     _arguments: Vec<CString>,
     /// Ours as we were given it, then free places, then at least one null at the end.
@@ -175,6 +177,10 @@ impl Exec {
         let arguments = command.arguments.clone();
         let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
         argv.push(ptr::null());
+        let path = command.path.clone();
+        let script = [SHELL.as_ptr(), path.as_ptr()];
+        let shell_argv = script.into_iter().chain(argv.iter().skip(1).copied());
+        let shell_argv = shell_argv.collect();
         let mut environ = environ();
         let listen_pid = format!("LISTEN_PID={entry_pid}");
         let listen_pid = environ
@@ -182,8 +188,9 @@ impl Exec {
             .position(|entry| text(*entry) == listen_pid.as_bytes());
         environ.resize(environ.len() + VARIABLES + 1, ptr::null());
         Self {
-            path: command.path.clone(),
+            path,
             argv,
+            shell_argv,
             _arguments: arguments,
             environ,
             added: vec![0; ENVIRONMENT_ROOM].into_boxed_slice(),
@@ -231,17 +238,33 @@ impl Exec {
                 *entry = self.listen_pid_text.as_ptr().cast();
             }
         }
+        let errno = self.execute(&self.path, &self.argv);
+        // As execvp(3), on every C library.
+        if errno == Errno::ENOEXEC && is_text(&self.path) {
+            self.execute(SHELL, &self.shell_argv);
+        }
+        errno
+    }
+
+    fn execute(&self, path: &CStr, argv: &[*const c_char]) -> Errno {
         // SAFETY: all three are terminated as execve wants it, and live as long as `self`, or, for
         // the environment we were given, as long as the process.
-        unsafe {
-            libc::execve(
-                self.path.as_ptr(),
-                self.argv.as_ptr(),
-                self.environ.as_ptr(),
-            )
-        };
+        unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), self.environ.as_ptr()) };
         Errno::last()
     }
+}
+
+/// What runs a script without a `#!` line.
+const SHELL: &CStr = c"/bin/sh";
+
+/// Whether a file can be a script: its first block, as far as the kernel looks at it, holds no zero
+/// byte, as a binary for another machine does.
+fn is_text(path: &CStr) -> bool {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let mut block = [0; 256];
+    open(path, flags, Mode::empty())
+        .and_then(|file| read(file, &mut block))
+        .is_ok_and(|length| !block.iter().take(length).any(|byte| *byte == 0))
 }
 
 /// How many variables can be added.

@@ -193,8 +193,7 @@ fn a_command_that_only_the_kernel_refuses_leaves_the_lease_free() {
     let world = World::on_files();
     for (content, code) in [
         ("#!/no/such/interpreter\n", 127),
-        ("\u{7f}ELF, but no more", 126),
-        ("no interpreter", 126),
+        ("\u{7f}ELF\u{2}\u{1}\u{1}\0, but no more", 126),
     ] {
         let file = world.path().join("odd");
         fs::write(&file, content).expect("written");

@@ -53,12 +53,37 @@ fn what_is_not_there_is_127_and_what_cannot_be_executed_126() {
             program(&world, "no-interpreter", b"#!/no/such/interpreter\n"),
             127,
         ),
-        (program(&world, "elf", b"\x7fELF, but no more"), 126),
-        (program(&world, "empty", b""), 126),
-        (program(&world, "no-first-line", b"exit 0\n"), 126),
+        (
+            program(&world, "elf", b"\x7fELF\x02\x01\x01\0, but no more"),
+            126,
+        ),
     ] {
         assert_refused(&world, &command, code);
     }
+}
+
+#[test]
+fn a_script_without_a_first_line_is_run_by_the_shell() {
+    let world = World::on_files();
+    let script = program(&world, "no-first-line", b"echo \"$0 $# $2\"; exit 3\n");
+    for under in [&["env"][..], &[]] {
+        // As env(1) does it.
+        let finished = match under {
+            [] => world.lease_exec().command([&script]),
+            under => world.program(under[0]).args([&script]),
+        };
+        let finished = finished.args(["one", "two words"]).run();
+        finished.assert_code(3);
+        let expected = format!("{} 2 two words\n", script.display());
+        assert_eq!(finished.stdout(), expected);
+    }
+    let empty = program(&world, "empty", b"");
+    world.lease_exec().command([&empty]).run().assert_code(0);
+    // In PATH too.
+    let path = format!("{}:/bin:/usr/bin", world.path().display());
+    let invocation = world.lease_exec().env("PATH", path);
+    let finished = invocation.command(["no-first-line", "a", "b"]).run();
+    finished.assert_code(3);
 }
 
 #[test]
