@@ -12,6 +12,7 @@ use clap::{
 use crate::{
     election::{Create, Requested, Timing},
     exit::{CONFLICT, Exit},
+    signals::StopSignal,
     supervisor::{Audience, Leftovers, Privileges},
 };
 
@@ -25,7 +26,7 @@ pub use names::{check_identity, check_name};
 use fault::{name_variable, one_sentence};
 use names::lease_name;
 use place::place;
-use values::{count, duration, exit_code, switch};
+use values::{count, duration, exit_code, stop_signal, switch};
 
 /// Run a command only while holding a Kubernetes Lease
 ///
@@ -152,8 +153,12 @@ struct Args {
     #[arg(short = 'E', long, env = "LEASE_EXEC_CONFLICT_EXIT_CODE", value_name = "N", default_value_t = CONFLICT, value_parser = exit_code, allow_hyphen_values = true, help_heading = "Waiting")]
     conflict_exit_code: u8,
 
-    /// After a forwarded TERM, INT, HUP or QUIT, SIGKILL the tree this much later; 0s is at once
-    /// [default: never]
+    /// Ask the command to end by this signal, also where lease-exec gets TERM; a name or a number
+    #[arg(short, long, env = "LEASE_EXEC_STOP_SIGNAL", value_name = "SIGNAL", default_value = "TERM", value_parser = stop_signal, allow_hyphen_values = true, help_heading = "Ending")]
+    stop_signal: StopSignal,
+
+    /// After a forwarded TERM, INT, HUP, QUIT or stop signal, SIGKILL the tree this much later; 0s is
+    /// at once [default: never]
     #[arg(short, long, env = "LEASE_EXEC_KILL_AFTER", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, help_heading = "Ending")]
     kill_after: Option<Duration>,
 
@@ -317,6 +322,8 @@ pub struct Config {
     pub wait: Option<Duration>,
     /// How to end when somebody else holds the lease.
     pub conflict: Exit,
+    /// By which signal the command is asked to end.
+    pub stop_signal: StopSignal,
     /// From a forwarded signal that asks the command to end to SIGKILL.
     pub kill_after: Option<Duration>,
     /// Who gets a signal that is forwarded.
@@ -430,6 +437,7 @@ impl Config {
             },
             wait: wait(&args, matches)?,
             conflict: Exit::Conflict(args.conflict_exit_code),
+            stop_signal: args.stop_signal,
             kill_after: args.kill_after,
             audience: if args.group {
                 Audience::Group

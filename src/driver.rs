@@ -24,7 +24,7 @@ use crate::{
     },
     exit::Exit,
     lease::{Change, Failure, FailureKind},
-    signals::{self, Received, ends_by_default, is_ending},
+    signals::{self, Received, StopSignal, ends_by_default},
     store::{Store, Watch},
     supervisor::{self, Deadline, FindErrorKind, Status, Supervisor},
 };
@@ -54,6 +54,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// The signals that arrive; they have been forwarded to the command already.
     pub signals: mpsc::Receiver<Received>,
+    /// The signal by which the command is asked to end.
+    pub stop_signal: StopSignal,
     /// The lease's namespace and name, for people and for the command.
     pub lease: (String, String),
     /// Where the lease lives, for people.
@@ -74,6 +76,7 @@ pub async fn run<S: Store + 'static>(store: S, parts: Parts, settings: Settings)
         request: None,
         supervisor: parts.supervisor,
         signals: parts.signals,
+        stop_signal: parts.stop_signal,
         lease: format!("{}/{}", parts.lease.0, parts.lease.1),
         place: parts.place,
         above: parts.above,
@@ -104,6 +107,7 @@ struct Driver<S: Store> {
     request: Option<Request>,
     supervisor: Supervisor,
     signals: mpsc::Receiver<Received>,
+    stop_signal: StopSignal,
     lease: String,
     place: String,
     above: Option<String>,
@@ -180,11 +184,12 @@ impl<S: Store + 'static> Driver<S> {
             return Event::Wake;
         }
         let signal = received.signal;
-        if is_ending(signal) {
+        let is_asked = self.stop_signal.is_asked_by(received);
+        if is_asked {
             self.supervisor.cancel_start(signal);
         }
         let is_ours = !self.supervisor.is_engaged() && ends_by_default(signal);
-        let ends = is_ours || is_ending(signal);
+        let ends = is_ours || is_asked;
         Event::Signalled { signal, ends }
     }
 

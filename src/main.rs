@@ -120,6 +120,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
         leftovers: config.leftovers,
         audience: config.audience,
         privileges: config.privileges,
+        stop_signal: config.stop_signal,
     };
     let signals = early.unwrap_or_else(|| Signals::block(inherited));
     let supervisor = Supervisor::begin(inherited, command, options)?;
@@ -131,6 +132,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
     let parts = Parts {
         supervisor,
         signals,
+        stop_signal: config.stop_signal,
         lease,
         place: prepared.describe(),
         above: env::var("LEASE_HOLDER_IDENTITY").ok(),

@@ -149,12 +149,40 @@ impl Treatment {
     }
 }
 
-/// Whether a signal asks a process to end: those four that people and supervisors use for it.
-pub fn is_ending(signal: i32) -> bool {
-    matches!(
-        signal,
-        libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP
-    )
+/// The signal by which the command is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopSignal(i32);
+
+impl StopSignal {
+    /// What it is unless another is asked for.
+    pub const TERM: Self = Self(libc::SIGTERM);
+
+    /// `None` for a number that is no signal, and for one by which nobody can be asked to end: it
+    /// can't be caught, or stops or continues a process, or tells of its children.
+    pub fn new(signal: i32) -> Option<Self> {
+        let asks = match signal {
+            libc::SIGKILL | libc::SIGSTOP | libc::SIGCONT | libc::SIGCHLD => false,
+            libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => false,
+            // The C library keeps 32 and 33 for itself.
+            1..=31 | 34..=64 => true,
+            _ => false,
+        };
+        asks.then_some(Self(signal))
+    }
+
+    /// Its number.
+    pub fn number(self) -> i32 {
+        self.0
+    }
+
+    /// Whether a signal asks to end: one of the four that people and supervisors use for it, or this
+    /// one, but not a window's change of size, which the terminal tells with SIGWINCH.
+    pub fn is_asked_by(self, received: Received) -> bool {
+        match received.signal {
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP => true,
+            signal => signal == self.0 && !received.from_terminal,
+        }
+    }
 }
 
 /// Whether a signal ends a program that does nothing about it. Such a program is lease-exec while no

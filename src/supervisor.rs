@@ -146,7 +146,7 @@ impl Supervisor {
         // If it were ignored, children would vanish without a status.
         sys::set_disposition(libc::SIGCHLD, Disposition::Default);
         let exec = Exec::new(&command, std::process::id().cast_signed());
-        let above = init::interpose()?;
+        let above = init::interpose(options.stop_signal)?;
         prctl::set_child_subreaper(true).context("can't become the reaper of orphans")?;
         let bystanders = bystanders();
         // Without either the other means must do.
@@ -302,7 +302,7 @@ impl Supervisor {
         }
     }
 
-    /// Sends SIGTERM and SIGCONT to the command.
+    /// Sends the command the signal that asks it to end, and SIGCONT.
     ///
     /// Whoever does this is not stopped, and will have more to do at the deadline: front's own timer
     /// moves on to seven eighths of the kill budget after it.

@@ -177,3 +177,45 @@ fn every_option_has_an_environment_name_of_its_own() {
         );
     }
 }
+
+#[test]
+fn a_stop_signal_is_a_name_or_a_number() {
+    let number = |text| {
+        config(&["-l", "demo", "-s", text, "ls"])
+            .stop_signal
+            .number()
+    };
+    for (text, signal) in [
+        ("TERM", 15),
+        ("SIGTERM", 15),
+        ("sigwinch", 28),
+        ("usr1", 10),
+        ("2", 2),
+        ("RTMIN", 34),
+        ("SIGRTMIN+3", 37),
+        ("rtmax", 64),
+        ("RTMAX-14", 50),
+        ("64", 64),
+    ] {
+        assert_eq!(number(text), signal, "{text}");
+    }
+    assert_eq!(config(&["-l", "demo", "ls"]).stop_signal.number(), 15);
+    for (text, why) in [
+        ("KILL", "no program can be asked to end by it"),
+        ("19", "no program can be asked to end by it"),
+        ("SIGCONT", "no program can be asked to end by it"),
+        ("CHLD", "no program can be asked to end by it"),
+        ("TSTP", "no program can be asked to end by it"),
+        ("32", "no program can be asked to end by it"),
+        ("0", "it is not a signal"),
+        ("65", "it is not a signal"),
+        ("-1", "it is not a signal"),
+        ("RTMIN+31", "it is not a signal"),
+        ("RTMAX-31", "it is not a signal"),
+        ("RTMINUS", "it is not a signal"),
+        ("TERMINATE", "it is not a signal"),
+    ] {
+        let said = parsed(&["-l", "demo", "-s", text, "ls"]).expect_err("refused");
+        assert!(said.contains(why), "{text}: {said}");
+    }
+}

@@ -6,11 +6,11 @@
 
 use anyhow::{Context, Result};
 
-use crate::signals::is_ending;
+use crate::signals::{Received, StopSignal};
 
 use super::{
     Status,
-    sys::{self, Arrived, Forked, Pid, SignalSet, Waited},
+    sys::{self, Forked, Pid, SignalSet, Waited},
 };
 
 /// Who is above front.
@@ -25,17 +25,17 @@ pub enum Above {
 /// Puts an init above the calling process if that is PID 1: it returns in a child.
 ///
 /// All signals that [`forwards`] must be blocked already, or they are lost.
-pub(super) fn interpose() -> Result<Above> {
+pub(super) fn interpose(stop_signal: StopSignal) -> Result<Above> {
     if std::process::id() != 1 {
         return Ok(Above::Caller);
     }
     match sys::fork().context("can't fork front")? {
         Forked::Child => Ok(Above::OwnInit),
-        Forked::Parent(front) => run(front),
+        Forked::Parent(front) => run(front, stop_signal),
     }
 }
 
-fn run(front: Pid) -> ! {
+fn run(front: Pid, stop_signal: StopSignal) -> ! {
     let everything = SignalSet::all();
     everything.replace_mask();
     // Whoever reads the other end of a pipe must not wait for us, and no directory be kept busy.
@@ -55,9 +55,16 @@ fn run(front: Pid) -> ! {
         if let Ok(arrived) = everything.wait()
             && forwards(arrived.signal, arrived.code)
         {
-            state.is_to_end |= is_ending(arrived.signal);
+            let is_asked = stop_signal.is_asked_by(Received {
+                signal: arrived.signal,
+                from_terminal: false,
+            });
+            state.is_to_end |= is_asked;
             state.is_stopped &= arrived.signal != libc::SIGCONT;
-            pass_on(front, arrived);
+            // `kill 1` is how a process inside a container ends the container, also one of the
+            // command's: a signal that asks to end is passed on as nobody's.
+            let sender = if is_asked { 0 } else { arrived.sender };
+            pass_on(front, arrived.signal, sender);
         }
     }
 }
@@ -72,18 +79,10 @@ struct State {
 }
 
 /// Tells front, and who it was, so that the command does not get back what its tree has sent.
-///
-/// A signal that asks to end is passed on as nobody's: `kill 1` is how a process inside a container
-/// ends the container, also one of the command's.
-fn pass_on(front: Pid, arrived: Arrived) {
-    let sender = if is_ending(arrived.signal) {
-        0
-    } else {
-        arrived.sender
-    };
+fn pass_on(front: Pid, signal: i32, sender: Pid) {
     // The queue may be full, where kill(2) still works for all but real-time signals.
-    if sys::pass_on(front, arrived.signal, sender).is_err() {
-        let _ = sys::kill(front, arrived.signal);
+    if sys::pass_on(front, signal, sender).is_err() {
+        let _ = sys::kill(front, signal);
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) enum Order {
     Extend(Deadline),
     /// This signal arrived at front.
     Signal(Forwarded),
-    /// SIGTERM and SIGCONT to the command.
+    /// The stop signal and SIGCONT to the command.
     Terminate,
     /// SIGKILL to the whole tree.
     Kill,

@@ -9,6 +9,7 @@ use nix::{
 };
 
 use super::sys::Pid;
+use crate::signals::StopSignal;
 
 /// What the supervisor must know from its start.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,8 @@ pub struct Options {
     pub audience: Audience,
     /// Whether the command may gain privileges by executing a file.
     pub privileges: Privileges,
+    /// By which signal the command is asked to end.
+    pub stop_signal: StopSignal,
 }
 
 /// What becomes of descendants that the command leaves behind when it ends.

@@ -36,6 +36,7 @@ mod shell;
 mod shims;
 mod signals;
 mod start_up;
+mod stop_signal;
 mod store_contract;
 mod terminal;
 mod terminal_groups;

@@ -8,7 +8,10 @@ use nix::{
     unistd::{Pid as NixPid, getpgid, getppid},
 };
 
-use crate::{clock::Instant, signals};
+use crate::{
+    clock::Instant,
+    signals::{self, Received},
+};
 
 use super::{
     super::{
@@ -74,7 +77,10 @@ impl Watch {
                 }
             }
             Order::Signal(forwarded) => self.forward(forwarded),
-            Order::Terminate => self.signal_command(libc::SIGTERM),
+            Order::Terminate => {
+                self.signal_command(self.guard.options.stop_signal.number());
+                self.continue_whom_it_asks();
+            }
             Order::Kill => self.begin_killing(now),
         }
     }
@@ -85,15 +91,21 @@ impl Watch {
             sender,
             from_terminal,
         } = forwarded;
-        if self.phase == Phase::Waiting && signals::ends_by_default(signal) {
+        let is_asked = self.guard.options.stop_signal.is_asked_by(Received {
+            signal,
+            from_terminal,
+        });
+        if self.phase == Phase::Waiting && (is_asked || signals::ends_by_default(signal)) {
             self.cancelled_by.get_or_insert(signal);
         }
         if self.is_of_the_tree(sender) {
             return;
         }
-        if signal == libc::SIGTSTP {
-            return self.undo_stop();
-        }
+        let signal = match signal {
+            libc::SIGTSTP => return self.undo_stop(),
+            libc::SIGTERM => self.guard.options.stop_signal.number(),
+            other => other,
+        };
         // The terminal has told front's whole group. Whether the command is in that is asked anew
         // each time: it may put itself into another, as timeout(1) does.
         let told = if from_terminal {
@@ -107,7 +119,8 @@ impl Watch {
             None if self.phase == Phase::Running => self.signal_leftovers(signal, told),
             None => return,
         }
-        if signals::is_ending(signal) {
+        if is_asked {
+            self.continue_whom_it_asks();
             self.tell(Word::Forwarded(signal));
         }
     }
@@ -131,10 +144,8 @@ impl Watch {
                 .is_some_and(|tree| tree.is_descendant(sender))
     }
 
-    /// Signals the command if it is not reaped yet, and with `--group` its group with it. A signal
-    /// that ends is followed by SIGCONT, because it would pend for ever in a stopped process.
-    /// That goes to the whole group: one member of a stopped pipeline alone would hang the job.
-    fn signal_command(&mut self, signal: i32) {
+    /// Signals the command if it is not reaped yet, and with `--group` its group with it.
+    fn signal_command(&self, signal: i32) {
         let Some(command) = self.command else {
             return self.signal_leftovers(signal, None);
         };
@@ -148,11 +159,17 @@ impl Watch {
             (Audience::Group, Group::Own) => drop(sys::kill(-command, signal)),
             (Audience::Command, _) => drop(sys::kill(command, signal)),
         }
-        if signals::is_ending(signal) {
-            match (self.guard.options.audience, self.group) {
-                (Audience::Command, Group::Own) => drop(sys::kill(command, libc::SIGCONT)),
-                (Audience::Group, _) | (_, Group::Shared(_)) => self.continue_group(command),
-            }
+    }
+
+    /// What asks to end is followed by SIGCONT, because it would pend for ever in a stopped process.
+    /// That goes to the whole group: one member of a stopped pipeline alone would hang the job.
+    fn continue_whom_it_asks(&self) {
+        let Some(command) = self.command else {
+            return self.signal_leftovers(libc::SIGCONT, None);
+        };
+        match (self.guard.options.audience, self.group) {
+            (Audience::Command, Group::Own) => drop(sys::kill(command, libc::SIGCONT)),
+            (Audience::Group, _) | (_, Group::Shared(_)) => self.continue_group(command),
         }
     }
 
@@ -174,9 +191,6 @@ impl Watch {
         }
         if let Some(tree) = &self.tree {
             tree.signal_those(signal, |process| told != Some(process.group));
-            if signals::is_ending(signal) {
-                tree.signal(libc::SIGCONT, None, &[]);
-            }
         }
     }
 

@@ -17,6 +17,7 @@ use nix::{
 use super::Guard;
 use crate::{
     clock::Instant,
+    signals::StopSignal,
     supervisor::{
         Audience, Command, Deadline, Forwarded, Inherited, Leftovers, Options, Privileges, Status,
         command::Exec,
@@ -49,6 +50,7 @@ impl Bench {
                 leftovers: Leftovers::End,
                 audience: Audience::Command,
                 privileges: Privileges::AsUsual,
+                stop_signal: StopSignal::TERM,
             },
             tether: None,
             buffer: Guard::buffer(),
