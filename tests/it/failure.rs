@@ -189,7 +189,9 @@ fn a_guard_that_is_continued_after_the_deadline_kills_though_it_was_extended_mea
     signal(grown.guard, Signal::SIGCONT);
     grown.mark.wait_for_nobody();
     // By the guard, and not by its own death.
-    grown.running.wait().assert_signal(Signal::SIGKILL);
+    let finished = grown.running.wait();
+    finished.assert_code(79);
+    finished.assert_says("a signal ended the command");
 }
 
 #[test]
