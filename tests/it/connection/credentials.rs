@@ -303,7 +303,9 @@ fn a_credential_plugin_is_answered_on_the_terminal_before_the_command_starts() {
     }
     let plugin = Plugin::that_asks("Always", &world, &script);
     let invocation = lease_exec(&world, &plugin.kubeconfig).args(["-q"]);
-    let finished = invocation.command(["true"]).run();
+    // The tests themselves may have a terminal.
+    let invocation = invocation.command(["true"]).under(["setsid", "--wait"]);
+    let finished = invocation.run();
     assert_refused(&finished, 78, &["interactiveMode: Always", "terminal"]);
 }
 
