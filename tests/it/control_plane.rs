@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use serde_json::{Value, json};
@@ -195,6 +195,39 @@ impl ControlPlane {
         token
             .expect("a TokenRequest is answered with a token")
             .into()
+    }
+
+    /// A token of a service account that is there, which is accepted for `life`: the API server itself issues
+    /// none of less than ten minutes. It lets a minute pass between a token's end and its refusal.
+    pub(crate) fn token_that_lives(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        life: Duration,
+    ) -> String {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}");
+        let account = self.expect(200, Method::GET, &path, None);
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .expect("it is later than 1970")
+            .as_secs();
+        let claims = json!({
+            "iss": ISSUER,
+            "aud": [ISSUER],
+            "sub": format!("system:serviceaccount:{namespace}:{service_account}"),
+            "iat": now - 60,
+            "nbf": now - 60,
+            "exp": now + life.as_secs() - 60,
+            "kubernetes.io": {
+                "namespace": namespace,
+                "serviceaccount": {
+                    "name": service_account,
+                    "uid": account["metadata"]["uid"],
+                },
+            },
+        });
+        let key = fs::read_to_string(self.directory().join("tokens.key"));
+        TokenKey::sign(&key.expect("it was written at the start"), &claims)
     }
 
     /// Writes a kubeconfig file for `user`, with all it needs embedded.
@@ -501,7 +534,7 @@ fn start_api_server(
         ])
         .arg("--service-account-key-file=tokens.pem")
         .arg("--service-account-signing-key-file=tokens.key")
-        .arg("--service-account-issuer=https://kubernetes.default.svc")
+        .arg(format!("--service-account-issuer={ISSUER}"))
         .args(["--authorization-mode=RBAC", "--profiling=false"])
         .args(options);
     // Up to 1.23 it listens without TLS too unless told not to, and from 1.24 on there is no such
@@ -551,6 +584,9 @@ fn lease_path(namespace: &str, name: &str) -> String {
 fn lock(server: &Mutex<Server>) -> MutexGuard<'_, Server> {
     server.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Who issues the tokens of service accounts, and for whom.
+const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Some three seconds, unless the machine has much else to do.
 const START_LIMIT: Duration = Duration::from_secs(120);

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use http::Method;
@@ -53,6 +53,37 @@ fn a_token_file_that_rotates_is_read_again_and_the_command_never_notices() {
     holder.signal(Signal::SIGTERM);
     holder.wait().assert_signal(Signal::SIGTERM);
     assert_eq!(world.holder(), "");
+}
+
+/// As where nobody renews the token of a pod that is bound to it, or where a script has put a token into a
+/// file and never comes back. The API server remembers for some seconds that it has accepted a token.
+#[test]
+fn a_token_that_expires_costs_the_holder_its_command() {
+    let control_plane = ControlPlane::shared();
+    let world = World::on_kubernetes();
+    let namespace = world.namespace();
+    let user = format!("system:serviceaccount:{namespace}:brief");
+    control_plane.grant(namespace, &user, VERBS);
+    let longer = control_plane.token(namespace, "brief");
+    wait_for_status(&world, &User::Token(longer), 404);
+    let file = world.path().join("token");
+    let life = Duration::from_secs(20);
+    let token = control_plane.token_that_lives(namespace, "brief", life);
+    let issued = SystemTime::now();
+    fs::write(&file, token).expect("written");
+    let kubeconfig = kubeconfig_as(&world, &json!({"tokenFile": file}));
+    let holder = witness(&world, &kubeconfig).start();
+    let log = world.wait_for_starts(1);
+    let finished = holder.wait_within(LIMIT * 2);
+    finished
+        .assert_code(79)
+        .assert_says("the API server does not accept the credentials");
+    assert!(
+        issued
+            .elapsed()
+            .is_ok_and(|age| age >= life - Duration::from_secs(1))
+    );
+    assert!(!is_alive(log.runs[0].pid));
 }
 
 /// As when a pod is deleted by force while its node can't be reached: nobody renews its token.

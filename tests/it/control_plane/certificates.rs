@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL};
 use k8s_openapi::ByteString;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -135,6 +136,31 @@ impl TokenKey {
             public: key.public_key_pem(),
         }
     }
+
+    /// A token with these claims, signed as the API server signs one (RFC 7515 and 7518, ES256).
+    pub(crate) fn sign(private: &str, claims: &serde_json::Value) -> String {
+        let key = KeyPair::from_pem(private).expect("a key of this type");
+        let encode = |bytes: &[u8]| BASE64_URL.encode(bytes);
+        let header = encode(br#"{"alg":"ES256"}"#);
+        let signed = format!("{header}.{}", encode(claims.to_string().as_bytes()));
+        let signature = key.sign(signed.as_bytes()).expect("sign a token");
+        format!("{signed}.{}", encode(&without_der(&signature)))
+    }
+}
+
+/// The two numbers of an ECDSA signature, each of 32 bytes, out of a sequence of two integers. DER puts a
+/// zero before a number whose first bit is set, and leaves those out with which it begins.
+fn without_der(signature: &[u8]) -> Vec<u8> {
+    let mut rest = &signature[2..];
+    let mut plain = Vec::new();
+    for _ in 0..2 {
+        let (number, others) = rest[2..].split_at(rest[1].into());
+        let first = number.len().saturating_sub(32);
+        plain.extend(vec![0; 32_usize.saturating_sub(number.len())]);
+        plain.extend_from_slice(&number[first..]);
+        rest = others;
+    }
+    plain
 }
 
 /// Base64 for the fields of a kubeconfig whose names end with `-data`.

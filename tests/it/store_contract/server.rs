@@ -6,7 +6,8 @@
 use std::time::{Duration, Instant};
 
 use http::Method;
-use lease_exec::lease::{Outcome, Write};
+use lease_exec::cli::check_name;
+use lease_exec::lease::{Outcome, Record, Write};
 use lease_exec::store::Store;
 use serde_json::{Value, json};
 
@@ -63,6 +64,76 @@ fn right_to_create_one_name_is_enough_for_put_and_not_for_post() {
     let put_other = user.send(&Method::PUT, &other, Some(body));
     assert_eq!(put_other.expect("an answer").status, 403);
     assert_eq!(put(&user, &place, &lease("a", 1)).status, 201);
+}
+
+/// A name that lease-exec lets through is one that Kubernetes can have, and the other way round.
+#[test]
+fn names_that_are_accepted_are_those_of_the_server() {
+    let place = Namespace::new("names_that_are_accepted");
+    let admin = place.server.client(User::Admin);
+    let [longest, too_long] = [253, 254].map(|length| "n".repeat(length));
+    let names = [
+        "a", "7", "a-b", "a--b", "a.b", "a.7", "1.2.3.4", &longest, &too_long, "A", "a_b", "-a",
+        "a-", ".a", "a.", "a..b", "a.-b", "a-.b", "a%20b", "%C3%A4", "a%3Ab", "a%2Bb",
+    ];
+    for name in names {
+        let path = format!("{}/{name}", place.leases());
+        let decoded = percent_encoding::percent_decode_str(name).decode_utf8();
+        let decoded = decoded.expect("names are text");
+        let mut body = lease("a", 1);
+        body["metadata"]["name"] = json!(decoded);
+        let answer = admin.send(&Method::PUT, &path, Some(body));
+        let answer = answer.expect("an answer");
+        let expected = match check_name("lease name", &decoded, 253, true) {
+            Ok(()) => 201,
+            Err(_) => 422,
+        };
+        assert_eq!(answer.status, expected, "{decoded:?}: {answer:?}");
+    }
+}
+
+/// The limits of what lease-exec takes and counts are the server's.
+#[test]
+fn fields_at_their_limits_are_accepted_and_beyond_them_refused() {
+    let place = Namespace::new("fields_at_their_limits");
+    let admin = place.server.client(User::Admin);
+    let identities = [
+        "a",
+        "\u{e9}/\u{1f980} \\\"",
+        &"i".repeat(200 + "_".len() + 32),
+    ];
+    for identity in identities {
+        run(async {
+            let store = place.open();
+            let mut record = held(identity, 1);
+            record.duration = Some(Duration::from_secs(i32::MAX as u64));
+            record.transitions = i32::MAX as u32;
+            let claim = created(&store, record.clone()).await;
+            assert_eq!(current(&store).await.record, record);
+            let free = Record {
+                holder: None,
+                duration: Some(Duration::from_secs(1)),
+                ..record
+            };
+            written(&store, &claim, free).await;
+        });
+        place.delete();
+    }
+    let beyond = [
+        ("leaseDurationSeconds", json!(0)),
+        ("leaseDurationSeconds", json!(-1)),
+        ("leaseDurationSeconds", json!(1_u64 << 31)),
+        ("leaseTransitions", json!(-1)),
+        ("leaseTransitions", json!(1_u64 << 31)),
+    ];
+    for (field, value) in beyond {
+        let mut body = lease("a", 1);
+        body["spec"][field] = value;
+        let answer = put(&admin, &place, &body);
+        // One that does not fit its type is not even read.
+        assert!([400, 422].contains(&answer.status), "{body}: {answer:?}");
+        assert_eq!(place.object(), None);
+    }
 }
 
 #[test]
