@@ -120,9 +120,9 @@ fn the_command_alone_is_signalled_and_not_what_it_has_started() {
     let world = World::on_files();
     // Of two signals bash looks at the lower number first.
     let script = "
+        trap 'kill -WINCH $!; wait; exit 3' TERM
         bash -c 'trap \"echo child gets TERM\" TERM; trap \"echo child ends; exit\" WINCH
                  echo child is ready; while :; do sleep 0.02; done' &
-        trap 'kill -WINCH $!; wait; exit 3' TERM
         while :; do sleep 0.02; done";
     let running = world.shell(&format!("exec $LX bash -c '{}'", quoted(script)));
     let running = running.start();
