@@ -21,9 +21,9 @@
 //! - How long ago a lease was written counts on CLOCK_BOOTTIME, from when this boot wrote it or first
 //!   noticed it. The wall clock has no part in it.
 //!
-//! Files are made with the mode that the umask leaves of 0666 (directories: 0777) and belong to who
-//! wrote last: different users can share a lease only if the umask and the directory's group allow
-//! it.
+//! Files are for their owner, and for the group of the directory of the namespace where the group may
+//! write to it (0600 or 0660, and what the umask leaves of that): whoever could read the lock file could
+//! lock all others out. They belong to the user who wrote last.
 //!
 //! Must not: retry a write, judge whether a lease has expired, hold a lock longer than one operation.
 

@@ -4,9 +4,9 @@
 
 use std::{
     fmt::Display,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Write as _},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{self, Mutex, MutexGuard},
     thread,
@@ -130,19 +130,15 @@ impl Disk {
 
     /// Opens the lock file. Rust sets O_CLOEXEC on every file it opens, so no command inherits it.
     fn open_lock(&self) -> Result<File, Failure> {
-        let open = || {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .custom_flags(OFlag::O_NOFOLLOW.bits())
-                .open(&self.lock)
-        };
-        let opened = match open() {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOFOLLOW.bits());
+        let opened = match options.open(&self.lock) {
             Err(err) if err.kind() == ErrorKind::NotFound => {
                 self.make_folder()?;
-                open()
+                options.create(true).mode(self.mode()).open(&self.lock)
             }
             opened => opened,
         };
@@ -161,8 +157,17 @@ impl Disk {
         }
     }
 
+    /// What a new file may be at most: whoever can read the lock file can lock it, and for as long as they
+    /// like. So it is for those alone who may write to the folder, and never for all users.
+    fn mode(&self) -> u32 {
+        match fs::metadata(&self.folder) {
+            Ok(folder) if folder.mode() & 0o020 != 0 => 0o660,
+            _ => 0o600,
+        }
+    }
+
     fn make_folder(&self) -> Result<(), Failure> {
-        match fs::create_dir(&self.folder) {
+        match DirBuilder::new().mode(0o770).create(&self.folder) {
             Err(err) if err.kind() != ErrorKind::AlreadyExists => {
                 Err(failed("create", &self.folder, &err))
             }
@@ -235,14 +240,20 @@ pub(super) struct Staged<'a> {
 
 impl<'a> Staged<'a> {
     /// Writes `text` beside `path`. If that fails (a full disk, say), nothing of it stays behind.
-    pub(super) fn write(path: &'a Path, text: &str, _lock: &Lock<'_>) -> Result<Self, Failure> {
+    pub(super) fn write(path: &'a Path, text: &str, lock: &Lock<'_>) -> Result<Self, Failure> {
         let mut staged = path.as_os_str().to_owned();
         staged.push(STAGED_SUFFIX);
         let staged = PathBuf::from(staged);
         let this = Self { path, staged };
         this.remove();
-        // `create_new` neither follows a link nor opens what somebody else put there.
-        File::create_new(&this.staged)
+        // It is for those who may lock. `create_new` neither follows a link nor opens what another process
+        // put there.
+        let mode = |lock: Metadata| lock.mode() & 0o660;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        lock.file
+            .metadata()
+            .and_then(|lock| options.mode(mode(lock)).open(&this.staged))
             .and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
                 // Without it the rename may reach the disk before the content does.

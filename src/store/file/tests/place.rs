@@ -31,19 +31,41 @@ fn file_is_a_lease_that_people_can_read() {
     );
 }
 
+/// A user who can read a file can lock it.
 #[test]
-fn files_have_the_mode_that_the_umask_leaves() {
-    let directory = directory();
-    let store = open(&directory);
-    written(&store, None, record("me", 1));
+fn files_are_for_those_who_may_write_to_the_folder_and_never_for_all() {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     let umask = u32::from_str_radix(umask.unwrap().trim(), 8).unwrap();
-    for name in names(&store) {
-        let mode = fs::metadata(store.file.disk.folder.join(&name))
-            .unwrap()
-            .mode();
-        assert_eq!(mode & 0o7777, 0o666 & !umask, "{name}");
+    let mode_of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    let directory = directory();
+    let store = open(&directory);
+    let folder = &store.file.disk.folder;
+    written(&store, None, record("me", 1));
+    assert_eq!(mode_of(folder), 0o770 & !umask);
+    for (of_folder, of_files) in [
+        (0o700, 0o600),
+        (0o755, 0o600),
+        (0o770, 0o660),
+        (0o777, 0o660),
+    ] {
+        fs::remove_dir_all(folder).unwrap();
+        fs::create_dir(folder).unwrap();
+        fs::set_permissions(folder, fs::Permissions::from_mode(of_folder)).unwrap();
+        written(&store, None, record("me", 1));
+        for name in names(&store) {
+            assert_eq!(
+                mode_of(&folder.join(&name)),
+                of_files & !umask,
+                "{name} in {of_folder:o}"
+            );
+        }
+        // Nor does a lock file that was made by hand.
+        let lock = folder.join(".nightly.lock");
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o666)).unwrap();
+        let claim = read(&store);
+        written(&store, Some(&claim), record("me", 2));
+        assert_eq!(mode_of(store.path()), 0o660 & !umask);
     }
 }
 
