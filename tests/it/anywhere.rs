@@ -1,7 +1,7 @@
 //! Wherever the tests are started, what they start gets the same; and however they end, nothing stays.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader, Write, stdin, stdout},
     path::Path,
     process::{Command, Stdio},
@@ -20,7 +20,7 @@ fn whatever_the_tests_are_started_with_a_process_under_test_gets_the_same() {
     const IS_STARTED: &str = "TEST_IS_STARTED";
     if env::var_os(IS_STARTED).is_some() {
         let finished = World::on_files().program("sh").args(["-c", SHOW]).run();
-        let shown = finished.stdout();
+        let shown = finished.assert_code(0).stdout();
         let written = shown
             .lines()
             .try_for_each(|line| writeln!(stdout(), "{SEEN}{line}"));
@@ -54,6 +54,17 @@ fn whatever_the_tests_are_started_with_a_process_under_test_gets_the_same() {
     assert!(["0000000000000000", "0000000180000000"].contains(&ignored.unwrap_or_default()));
     let elsewhere = seen(HOSTILE);
     assert_eq!(elsewhere, here);
+
+    // What another run has left is cleared away at the start of this one, which that does not disturb.
+    let cgroup = TestCgroup::version_2();
+    let mut dead = Command::new("true").spawn().expect("true can be run");
+    dead.wait().expect("it is our child");
+    let remains = cgroup.path().with_file_name(format!("lxt{}", dead.id()));
+    fs::create_dir(&remains).expect("a cgroup can be made");
+    assert_eq!(seen("exec \"$@\""), here);
+    wait_until("the cgroup is removed", LIMIT, || {
+        (!remains.exists()).then_some(())
+    });
 }
 
 /// The test runs itself once more in another process, which is killed.

@@ -100,6 +100,8 @@ kill_all() {
         [ ! -e "$cgroup/freezer.state" ] || echo THAWED >"$cgroup/freezer.state"
         [ ! -e "$cgroup/cgroup.kill" ] || echo 1 >"$cgroup/cgroup.kill"
     done
+    # The mark is that of this run: another run's processes are known by their cgroups alone.
+    [ "$1" = "$name" ] || return
     found=no
     for file in $(grep -lszxF -e "$mark" /proc/[0-9]*/environ); do
         process=${file%/environ} found=yes
