@@ -31,6 +31,7 @@ mod failure;
 mod impersonation;
 mod proxy;
 mod target;
+mod tunnel;
 mod watch;
 
 pub use self::{

@@ -4,7 +4,7 @@
 //! Where they differ on purpose, the case in [`corpus`] says why.
 
 mod corpus;
-mod recorder;
+pub(crate) mod recorder;
 
 use std::{
     fs,

@@ -13,6 +13,8 @@ use std::{
     thread,
 };
 
+use crate::kubeconfigs::recorder::socks;
+
 /// A proxy that leads to one server, whatever it is asked for. Dropping it closes its connections.
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -26,6 +28,8 @@ pub(crate) enum Manner {
     Forward,
     /// They ask for a tunnel, by HTTP's CONNECT.
     Tunnel,
+    /// They ask for a connection, by SOCKS.
+    Socks,
 }
 
 struct Shared {
@@ -79,7 +83,7 @@ impl Proxy {
         lock(&self.shared.connections).len()
     }
 
-    /// What tunnels were asked for so far, each as `host:port`.
+    /// What tunnels were asked for so far, each as `host:port`, or as [`socks`] has it.
     pub(crate) fn tunnels(&self) -> Vec<String> {
         lock(&self.shared.tunnels).clone()
     }
@@ -108,7 +112,18 @@ impl Drop for Proxy {
 impl Shared {
     /// Serves one connection. If the client or the server goes away, so does the other end.
     fn serve(&self, client: TcpStream) {
-        if self.manner == Manner::Tunnel && !self.open_tunnel(&client) {
+        let is_open = match self.manner {
+            Manner::Forward => true,
+            Manner::Tunnel => self.open_tunnel(&client),
+            Manner::Socks => {
+                let asked = socks(&mut &client);
+                asked.is_ok_and(|asked| {
+                    lock(&self.tunnels).push(asked);
+                    true
+                })
+            }
+        };
+        if !is_open {
             return;
         }
         let Ok(server) = TcpStream::connect(self.server) else {

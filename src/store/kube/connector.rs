@@ -10,10 +10,7 @@ use hyper_rustls::{
     DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName,
 };
 use hyper_util::{
-    client::legacy::{
-        Client as HyperClient,
-        connect::{Connect, proxy::Tunnel},
-    },
+    client::legacy::Client as HyperClient,
     rt::{TokioExecutor, TokioTimer},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -28,6 +25,7 @@ use super::{
     exec::{self, Given, Leash, Terminal},
     failure,
     proxy::Proxy,
+    tunnel::Tunnels,
 };
 use crate::lease::Failure;
 
@@ -105,30 +103,19 @@ impl Connector {
 
     /// A client without connections, which are to be made on this way.
     pub(super) fn client(&self, way: &Way) -> Result<Client, kube::Error> {
-        let Some(proxy) = &self.proxy else {
-            return self.client_over(self.https(way.clone()).map_response(way.opened()));
+        let tunnels = Tunnels {
+            way: way.clone(),
+            proxy: self.proxy.clone(),
+            tls: self.tls.clone(),
+            server_name: self.server_name.clone(),
         };
-        let mut tunnel = Tunnel::new(proxy.uri.clone(), way.clone());
-        if let Some(authorization) = &proxy.authorization {
-            tunnel = tunnel.with_auth(authorization.clone());
-        }
-        self.client_over(self.https(tunnel).map_response(way.opened()))
-    }
-
-    fn https<C>(&self, connector: C) -> HttpsConnector<C> {
-        HttpsConnector::new(connector, self.tls.clone(), false, self.server_name.clone())
-    }
-
-    fn client_over<C>(&self, connector: C) -> Result<Client, kube::Error>
-    where
-        C: Connect + Clone + Send + Sync + 'static,
-    {
+        let https = HttpsConnector::new(tunnels, self.tls.clone(), false, self.server_name.clone());
         let client: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new())
             .pool_max_idle_per_host(1)
             .pool_idle_timeout(LONGEST_IDLE)
             .pool_timer(TokioTimer::new())
             .retry_canceled_requests(false)
-            .build(connector);
+            .build(https.map_response(way.opened()));
         let service = ServiceBuilder::new()
             .layer(self.config.base_uri_layer())
             .layer(self.config.extra_headers_layer()?)

@@ -6,73 +6,116 @@
 //!
 //! Must not: connect.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Uri, header::InvalidHeaderValue};
 
 use crate::lease::{Failure, FailureKind};
 
-/// An HTTP proxy that connections are tunnelled through (CONNECT).
+/// A proxy that connections are tunnelled through.
 #[derive(Clone, Debug)]
 pub(super) struct Proxy {
+    pub(super) kind: Kind,
+    /// With its port, and without the user.
     pub(super) uri: Uri,
-    /// The value of `Proxy-Authorization`.
-    pub(super) authorization: Option<HeaderValue>,
+    pub(super) user: Option<User>,
+}
+
+/// How a proxy is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// By HTTP's CONNECT.
+    Http,
+    /// The same over TLS.
+    Https,
+    /// By SOCKS version 5 (RFC 1928). The proxy looks the server's name up, for `socks5` as for `socks5h`.
+    Socks5,
+}
+
+/// By which name a proxy knows its user.
+#[derive(Clone)]
+pub(super) struct User {
+    pub(super) name: String,
+    /// Empty if there is none.
+    pub(super) password: String,
 }
 
 impl Proxy {
     /// Parses a proxy's URL; `origin` says in messages where it stands. A missing scheme means
-    /// `http`, as in Go.
+    /// `http`, and a missing port that of the scheme, as in Go.
     ///
     /// # Errors
     ///
-    /// [`FailureKind::Misconfigured`] if it is no URL or not that of an HTTP proxy. The message
-    /// never holds the URL, which may contain a password.
+    /// [`FailureKind::Misconfigured`] if it is no URL or not that of a proxy. The message never holds the
+    /// URL, which may contain a password.
     pub(super) fn parse(url: &str, origin: &str) -> Result<Self, Failure> {
         let url = if url.contains("://") {
             url.to_owned()
         } else {
             format!("http://{url}")
         };
-        let no_url = || {
-            Failure::new(
-                FailureKind::Misconfigured,
-                format!("{origin} is not the URL of a proxy"),
-            )
-        };
+        let refuse = |sentence: String| Failure::new(FailureKind::Misconfigured, sentence);
+        let no_url = || refuse(format!("{origin} is not the URL of a proxy"));
         let uri: Uri = url.parse().map_err(|_| no_url())?;
-        let authority = uri.authority().ok_or_else(no_url)?;
-        if uri.scheme_str() != Some("http") {
-            let scheme = uri.scheme_str().unwrap_or_default();
-            return Err(Failure::new(
-                FailureKind::Misconfigured,
-                format!(
-                    "{origin} names a proxy of the kind {scheme}://, but only http:// proxies are supported"
-                ),
-            ));
-        }
-        let Some((user, host)) = authority.as_str().rsplit_once('@') else {
-            return Ok(Self {
-                uri,
-                authorization: None,
-            });
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let (kind, port) = match scheme {
+            "http" => (Kind::Http, 80),
+            "https" => (Kind::Https, 443),
+            "socks5" | "socks5h" => (Kind::Socks5, 1080),
+            _ => {
+                return Err(refuse(format!(
+                    "{origin} names a proxy of the kind {scheme}://, but only http, https, socks5 and \
+                     socks5h are supported"
+                )));
+            }
         };
-        let authorization = basic(user).ok_or_else(no_url)?;
+        let port = uri.port_u16().unwrap_or(port);
+        let host = uri.host().ok_or_else(no_url)?;
+        let user = match uri
+            .authority()
+            .and_then(|all| all.as_str().rsplit_once('@'))
+        {
+            None => None,
+            Some((user, _)) => Some(User::parse(user).ok_or_else(no_url)?),
+        };
+        let uri = format!("{scheme}://{host}:{port}");
         Ok(Self {
-            // Without the password, which has no business in a log.
-            uri: format!("http://{host}").parse().map_err(|_| no_url())?,
-            authorization: Some(authorization),
+            kind,
+            uri: uri.parse().map_err(|_| no_url())?,
+            user,
         })
     }
 }
 
-/// The header for `user:password` as it stands in a URL, that is percent-encoded.
-fn basic(user: &str) -> Option<HeaderValue> {
-    let user: Vec<u8> = percent_encoding::percent_decode_str(user).collect();
-    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64.encode(user))).ok()?;
-    value.set_sensitive(true);
-    Some(value)
+impl User {
+    /// Parses `user:password` as it stands in a URL, that is percent-encoded.
+    fn parse(text: &str) -> Option<Self> {
+        let (name, password) = text.split_once(':').unwrap_or((text, ""));
+        let decode = |part: &str| {
+            let part = percent_encoding::percent_decode_str(part).decode_utf8();
+            part.ok().map(Into::into)
+        };
+        Some(Self {
+            name: decode(name)?,
+            password: decode(password)?,
+        })
+    }
+
+    /// The value of `Proxy-Authorization`.
+    pub(super) fn header(&self) -> Result<HeaderValue, InvalidHeaderValue> {
+        let user = BASE64.encode(format!("{}:{}", self.name, self.password));
+        let mut value = HeaderValue::try_from(format!("Basic {user}"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+impl fmt::Debug for User {
+    /// The password has no business in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("User").finish_non_exhaustive()
+    }
 }
 
 /// What the environment says of proxies.
@@ -362,29 +405,53 @@ mod tests {
     }
 
     #[test]
-    fn password_in_the_url_becomes_a_header() {
-        let proxy = Proxy::parse("http://me:p%40ss%3A@proxy:3128", "HTTPS_PROXY").unwrap();
-        let value = proxy.authorization.unwrap();
-        assert_eq!(
-            value.to_str().unwrap(),
-            format!("Basic {}", BASE64.encode("me:p@ss:"))
-        );
-        assert!(value.is_sensitive());
-        assert_eq!(proxy.uri, "http://proxy:3128/");
-        assert!(
-            Proxy::parse("proxy", "HTTPS_PROXY")
-                .unwrap()
-                .authorization
-                .is_none()
-        );
+    fn user_in_the_url_becomes_a_header() {
+        for (user, expected) in [
+            ("me:p%40ss%3A", "me:p@ss:"),
+            ("me", "me:"),
+            ("me:", "me:"),
+            (":x", ":x"),
+        ] {
+            let url = format!("http://{user}@proxy:3128");
+            let proxy = Proxy::parse(&url, "HTTPS_PROXY").unwrap();
+            let value = proxy.user.as_ref().unwrap().header().unwrap();
+            assert_eq!(
+                value.to_str().unwrap(),
+                format!("Basic {}", BASE64.encode(expected))
+            );
+            assert!(value.is_sensitive());
+            assert_eq!(proxy.uri, "http://proxy:3128/");
+            assert!(!format!("{proxy:?}").contains("ss"), "{proxy:?}");
+        }
+        assert!(Proxy::parse("proxy", "HTTPS_PROXY").unwrap().user.is_none());
+    }
+
+    #[test]
+    fn scheme_says_how_a_proxy_is_spoken_to_and_at_which_port() {
+        for (url, kind, uri) in [
+            ("proxy", Kind::Http, "http://proxy:80/"),
+            ("proxy:1", Kind::Http, "http://proxy:1/"),
+            ("http://[::1]/", Kind::Http, "http://[::1]:80/"),
+            ("HTTPS://proxy", Kind::Https, "https://proxy:443/"),
+            ("socks5://me:x@proxy", Kind::Socks5, "socks5://proxy:1080/"),
+            ("socks5h://proxy:9/", Kind::Socks5, "socks5h://proxy:9/"),
+        ] {
+            let proxy = Proxy::parse(url, "HTTPS_PROXY").unwrap();
+            assert_eq!(
+                (proxy.kind, proxy.uri.to_string()),
+                (kind, uri.to_owned()),
+                "{url}"
+            );
+        }
     }
 
     #[test]
     fn other_kinds_of_proxy_are_refused_without_showing_a_password() {
         for (url, named) in [
-            ("socks5://me:secret@proxy:1080", "socks5://"),
-            ("https://me:secret@proxy", "https://"),
+            ("socks4://me:secret@proxy:1080", "socks4://"),
             ("http://me:sec ret@proxy", "not the URL"),
+            ("http://me:%ffsec@proxy", "not the URL"),
+            ("http://me:secret@", "not the URL"),
         ] {
             let failure = Proxy::parse(url, "the proxy-url of the cluster").unwrap_err();
             assert_eq!(failure.kind, FailureKind::Misconfigured);

@@ -305,7 +305,8 @@ async fn proxy_that_refuses_is_named_without_its_password() {
         "(http://api.example:80 through the proxy http://{})",
         server.address
     );
-    let expected = format!("tunnel error: proxy authorization required {place}");
+    let expected =
+        format!("the proxy refuses the connection: 407 Proxy Authentication Required {place}");
     assert_eq!(failure.message, expected);
 }
 
@@ -327,7 +328,7 @@ async fn proxy_is_asked_for_a_tunnel_to_the_api_server() {
     let seen = server.seen();
     assert_eq!(seen[0].line, "CONNECT api.example:80 HTTP/1.1");
     // That is "me:p@ss".
-    let authorization = "Proxy-Authorization: Basic bWU6cEBzcw==".to_owned();
+    let authorization = "proxy-authorization: Basic bWU6cEBzcw==".to_owned();
     assert!(
         seen[0].headers.contains(&authorization),
         "{:?}",

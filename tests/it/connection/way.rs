@@ -1,6 +1,13 @@
 //! The way there: proxies, and connections that die silently.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpListener,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -110,6 +117,55 @@ fn a_proxy_that_is_not_there_is_69_and_named() {
 }
 
 // === Connections that die silently ===
+
+/// As through `ssh -D`. The proxy is asked by name, even for one that this machine does not know.
+#[test]
+fn a_lease_is_held_through_a_socks_proxy_which_looks_the_name_up() {
+    let world = World::on_kubernetes();
+    let proxy = Proxy::start(Manner::Socks, ControlPlane::shared().port());
+    let kubeconfig = kubeconfig(&world, User::Admin, |config| {
+        cluster(config)["server"] = json!("https://api.inside.test:6443");
+        cluster(config)["tls-server-name"] = json!("localhost");
+        cluster(config)["proxy-url"] = json!(format!("socks5://me:p%3Aw@{}", proxy.address()));
+    });
+    let holder = witness(&world, &kubeconfig).start();
+    world.wait_for_starts(1);
+    assert_holding(&world);
+    // Its connection dies, and it makes another.
+    proxy.black_hole();
+    assert_holding(&world);
+    let tunnels = proxy.tunnels();
+    let expected = "socks api.inside.test:6443 me:p:w";
+    assert!(tunnels.len() >= 2, "{tunnels:?}");
+    assert!(tunnels.iter().all(|asked| asked == expected), "{tunnels:?}");
+    holder.signal(Signal::SIGTERM);
+    holder.wait().assert_signal(Signal::SIGTERM);
+    assert_eq!(world.holder(), "");
+}
+
+#[test]
+fn a_socks_proxy_that_refuses_is_69_and_quoted() {
+    let world = World::on_kubernetes();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it has an address");
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.expect("a connection");
+            // "No acceptable methods" (RFC 1928, 3).
+            let _ = client
+                .read(&mut [0; 16])
+                .map(|_| client.write_all(&[5, 0xff]));
+        }
+    });
+    let kubeconfig = kubeconfig(&world, User::Admin, |config| {
+        cluster(config)["proxy-url"] = json!(format!("socks5h://me:secret@{address}"));
+    });
+    let invocation = lease_exec(&world, &kubeconfig).args(["-q", "--no-wait"]);
+    let finished = invocation.command(["true"]).run();
+    let place = format!("through the proxy socks5h://{address}");
+    assert_refused(&finished, 69, &["the proxy refuses the connection", &place]);
+    assert!(!finished.stderr.contains("secret"), "{}", finished.stderr);
+}
 
 /// A world's kubeconfig through a proxy that only forwards.
 fn forwarded(world: &World<'_>) -> (Proxy, PathBuf) {

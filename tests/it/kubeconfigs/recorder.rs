@@ -202,12 +202,12 @@ fn decoded(value: &str) -> String {
 }
 
 /// Answers like a SOCKS proxy (RFC 1928, 1929), and says where the client wants to go.
-fn socks(stream: &mut Peeked) -> io::Result<String> {
-    let bytes = |stream: &mut Peeked, count: usize| {
+pub(crate) fn socks<S: Read + Write>(stream: &mut S) -> io::Result<String> {
+    let bytes = |stream: &mut S, count: usize| {
         let mut bytes = vec![0; count];
         stream.read_exact(&mut bytes).map(|()| bytes)
     };
-    let text = |stream: &mut Peeked| {
+    let text = |stream: &mut S| {
         let length = bytes(stream, 1)?[0];
         let text = bytes(stream, length.into())?;
         io::Result::Ok(String::from_utf8_lossy(&text).into_owned())

@@ -222,9 +222,9 @@ fn every_mistake_is_one_sentence_and_nothing_falls_back() {
             "the user \"u\" in HOME/.kube/config has a token with characters that no token can have",
         ),
         (
-            &kubeconfig("a", ", proxy-url: 'socks5://p'", ""),
-            "the proxy-url of the context \"a\" names a proxy of the kind socks5://, but only http:// proxies are \
-             supported",
+            &kubeconfig("a", ", proxy-url: 'socks4://p'", ""),
+            "the proxy-url of the context \"a\" names a proxy of the kind socks4://, but only http, https, socks5 \
+             and socks5h are supported",
         ),
     ] {
         home.file(".kube/config", text);

@@ -3,7 +3,96 @@
 use super::Case;
 
 pub(super) fn cases() -> Vec<Case> {
-    [addresses(), authorities()].into_iter().flatten().collect()
+    [addresses(), authorities(), proxies()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The first server is the proxy and what is behind it.
+fn proxies() -> Vec<Case> {
+    let by = |name, url: &str| {
+        let fields = "server: {TWO}\ncertificate-authority-data: {CA}\nproxy-url: ";
+        Case::new(name).cluster(&format!("{fields}'{url}'"))
+    };
+    let elsewhere = |name, variable, url: &str| {
+        let fields = "server: https://10.255.255.1:6443\ncertificate-authority-data: {CA}\n\
+                      tls-server-name: localhost";
+        Case::new(name).cluster(fields).env(variable, url)
+    };
+    vec![
+        by("a proxy", "http://localhost:{PORT}"),
+        by("a proxy and a path", "http://localhost:{PORT}/a"),
+        by("a proxy and a user", "http://me:p%40ss@localhost:{PORT}"),
+        by("a proxy and a user alone", "http://me@localhost:{PORT}"),
+        by(
+            "a proxy and a password alone",
+            "http://:pw@localhost:{PORT}",
+        ),
+        by("a proxy in capitals", "HTTP://localhost:{PORT}"),
+        by("a proxy without a scheme", "localhost:{PORT}").differs(LIKE_THE_VARIABLE),
+        by("a proxy of an unknown kind", "ftp://localhost:{PORT}"),
+        by("a proxy of SOCKS 4", "socks4://localhost:{PORT}"),
+        by("a proxy that is no URL", "http://["),
+        by("an empty proxy", "").replace("{TWO}", "{SERVER}"),
+        by("a proxy by TLS", "https://localhost:{PORT}"),
+        by(
+            "a proxy by TLS and a user",
+            "https://me:pw@localhost:{PORT}",
+        ),
+        by(
+            "a proxy by TLS with a name that it has not",
+            "https://127.0.0.2:{PORT}",
+        ),
+        by(
+            "a proxy by TLS and a client certificate",
+            "https://localhost:{PORT}",
+        )
+        .user("client-certificate-data: {CERT}\nclient-key-data: {KEY}"),
+        by(
+            "a proxy by TLS and a name for TLS",
+            "https://127.0.0.2:{PORT}\ntls-server-name: 'localhost",
+        ),
+        by(
+            "a proxy by TLS without an authority",
+            "https://localhost:{PORT}",
+        )
+        .replace(
+            "certificate-authority-data: {CA}",
+            "insecure-skip-tls-verify: true",
+        ),
+        by("SOCKS", "socks5://localhost:{PORT}"),
+        by("SOCKS and a name", "socks5://localhost:{PORT}").replace("{TWO}", "https://localhost:1"),
+        by("SOCKS and a user", "socks5://me:p%40ss@localhost:{PORT}"),
+        by("SOCKS and a user alone", "socks5://me@localhost:{PORT}"),
+        by("SOCKS by name", "socks5h://localhost:{PORT}").differs(LIKE_THE_VARIABLE),
+        elsewhere("HTTPS_PROXY", "HTTPS_PROXY", "http://localhost:{PORT}"),
+        elsewhere(
+            "HTTPS_PROXY without a scheme",
+            "HTTPS_PROXY",
+            "localhost:{PORT}",
+        ),
+        elsewhere(
+            "https_proxy and a user",
+            "https_proxy",
+            "http://me@localhost:{PORT}",
+        ),
+        elsewhere(
+            "HTTPS_PROXY by TLS",
+            "HTTPS_PROXY",
+            "https://localhost:{PORT}",
+        ),
+        elsewhere(
+            "HTTPS_PROXY of SOCKS",
+            "HTTPS_PROXY",
+            "socks5://me:pw@localhost:{PORT}",
+        ),
+        elsewhere(
+            "HTTPS_PROXY of SOCKS by name",
+            "HTTPS_PROXY",
+            "socks5h://localhost:{PORT}",
+        ),
+    ]
 }
 
 fn addresses() -> Vec<Case> {
@@ -192,3 +281,6 @@ const FOLDED: &str = "YAML makes spaces of these line ends; kubectl refuses them
 const ASKS: &str = "kubectl asks on the terminal for a name and a password, though they are here";
 const THIS_MACHINE: &str = "kubectl sends no credentials without TLS; lease-exec does so to this machine alone, \
                             where another program may speak TLS in its place";
+
+/// The variables may have it so.
+const LIKE_THE_VARIABLE: &str = "kubectl refuses what it takes from HTTPS_PROXY";
