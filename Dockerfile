@@ -9,8 +9,8 @@ FROM --platform=$BUILDPLATFORM rust:1.95.0-slim-bookworm AS build
 ARG TARGETARCH
 WORKDIR /source
 
-# ring is partly C, and cc looks for a compiler under musl's name. glibc's does as well for the little
-# that ring takes of a C library. In cross-compiling, the linker has to be Rust's own, and not a compiler
+# aws-lc is mostly C, and cc looks for a compiler under musl's name. glibc's does as well for what
+# it takes of a C library. In cross-compiling, the linker has to be Rust's own, and not a compiler
 # that is told by -Wl what to tell it. Packed, the list of what to adjust to the address at which the
 # program is loaded takes 4 KB in place of 310; a linker that can't pack it says so, and goes on.
 RUN set -eu; \

@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 main() {
     # Cargo describes the package to the tests that it runs, and they to us. Build scripts that look
-    # at these variables, as ring's does, would run again each time we are called the other way.
+    # at these variables, as aws-lc's does, would run again each time we are called the other way.
     local name
     for name in CARGO_CRATE_NAME CARGO_MANIFEST_DIR CARGO_MANIFEST_PATH CARGO_PRIMARY_PACKAGE "${!CARGO_PKG_@}"; do
         unset "$name"

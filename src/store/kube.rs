@@ -29,6 +29,7 @@ mod dial;
 mod exec;
 mod failure;
 mod impersonation;
+mod pinned;
 mod proxy;
 mod target;
 mod tunnel;

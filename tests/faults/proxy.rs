@@ -21,7 +21,7 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
-    crypto::ring,
+    crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
@@ -180,7 +180,7 @@ impl Shared {
 }
 
 fn tls(control_plane: &ControlPlane) -> (tokio_rustls::TlsAcceptor, tokio_rustls::TlsConnector) {
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let read = |name: &str| {
         fs::read(control_plane.directory().join(name)).expect("the control plane has written it")
     };

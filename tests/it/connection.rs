@@ -15,7 +15,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    control_plane::{ControlPlane, User},
+    control_plane::{Authority, ControlPlane, User},
     wait::{LIMIT, wait_until},
     world::{Finished, Invocation, LEASE, World, is_alive},
 };
@@ -280,4 +280,16 @@ fn a_server_that_is_not_trusted_is_told_in_one_sentence() {
     candidate.wait_until_it_says(sentence);
     replace(&authority, &ControlPlane::shared().ca_pem());
     assert_eq!(candidate.wait().assert_code(0).stdout(), "done\n");
+}
+
+/// As RKE2 can issue them.
+#[test]
+fn keys_on_p_521_and_signatures_with_sha_512_are_taken() {
+    let authority = Authority::that_signs_by(&rcgen::PKCS_ECDSA_P521_SHA512);
+    let control_plane = ControlPlane::start_under(authority);
+    let world = World::on(&control_plane);
+    // The administrator has a certificate of the same kind.
+    let kubeconfig = control_plane.kubeconfig(User::Admin);
+    let invocation = lease_exec(&world, &kubeconfig).command(["true"]);
+    invocation.run().assert_code(0);
 }

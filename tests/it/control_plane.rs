@@ -73,28 +73,33 @@ impl ControlPlane {
 
     /// The same, with further options for the API server.
     pub(crate) fn start_with(options: &'static [&'static str]) -> Self {
-        Self::start_at(Ipv4Addr::LOCALHOST, &[], options)
+        Self::start_at(Ipv4Addr::LOCALHOST, &[], options, Authority::new())
+    }
+
+    /// The same, with certificates of this authority.
+    pub(crate) fn start_under(authority: Authority) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, &[], &[], authority)
     }
 
     /// The same, but the API server listens on all addresses of this machine, and has a certificate
     /// for this one of them.
     pub(crate) fn start_reachable_at(address: Ipv4Addr) -> Self {
-        Self::start_at(Ipv4Addr::UNSPECIFIED, &[address], &[])
+        Self::start_at(Ipv4Addr::UNSPECIFIED, &[address], &[], Authority::new())
     }
 
     /// The same, but the API server listens on the first of these addresses only, and has a
     /// certificate for all of them.
     pub(crate) fn start_on(addresses: &[Ipv4Addr]) -> Self {
-        Self::start_at(addresses[0], addresses, &[])
+        Self::start_at(addresses[0], addresses, &[], Authority::new())
     }
 
     fn start_at(
         bind_address: Ipv4Addr,
         addresses: &[Ipv4Addr],
         options: &'static [&'static str],
+        authority: Authority,
     ) -> Self {
         let group = ServerGroup::new();
-        let authority = Authority::new();
         write_secrets(group.directory(), &authority, addresses);
 
         let etcd_port = free_port();

@@ -120,11 +120,11 @@ fn assert_small(world: &World<'static>, name: &str) {
 }
 
 /// In bytes. What is shipped is linked with musl.
-const LARGEST_PROGRAM: u64 = 6_000_000;
+const LARGEST_PROGRAM: u64 = 7_000_000;
 
 /// In bytes. Of glibc, a program that is linked with it statically takes the resolver, the locales
 /// and the character sets too, whether it needs them or not.
-const LARGEST_PROGRAM_WITH_GLIBC: u64 = 6_400_000;
+const LARGEST_PROGRAM_WITH_GLIBC: u64 = 7_400_000;
 
 /// In bytes.
 const LARGEST_PRIVATE: u64 = 1_000_000;

@@ -19,7 +19,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use rustls::{
     RootCertStore, ServerConfig,
-    crypto::ring,
+    crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
@@ -290,7 +290,7 @@ fn server_config(authority: &Authority, server: &Identity) -> Arc<ServerConfig> 
     roots
         .add(root.expect("it is PEM"))
         .expect("it is an authority's");
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
         .allow_unauthenticated()
         .build()

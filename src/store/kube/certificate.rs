@@ -1,27 +1,71 @@
-//! When a client certificate ends, so that a refusal can say so.
+//! What lease-exec reads of a certificate itself: when it ends, so that a refusal can say so, and whether
+//! it is one of a server's, for those that no chain leads to.
 //!
-//! Reads just as much of the certificate as it takes to come to the field (RFC 5280, 4.1). It
-//! explains a failure that has happened; nothing is decided on it.
+//! It reads the fields that it needs in the order of RFC 5280, 4.1.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::{Timestamp, civil::DateTime, fmt::strtime, tz::TimeZone};
+use rustls::CertificateError;
 
 /// The `notAfter` of the first certificate in a PEM text; `None` if there is none that can be read.
 pub(super) fn end_of_first(pem: &str) -> Option<Timestamp> {
     let der = in_pem(pem).next()?;
-    let certificate = element(&der)?;
-    let to_be_signed = element(certificate.content)?;
-    let mut fields = element(to_be_signed.content)?;
-    // The version is there from version 2 on.
-    if fields.tag == EXPLICIT_0 {
-        fields = element(fields.after)?;
+    validity(&der).map(|[_, end]| end)
+}
+
+/// Checks that a certificate holds at this time and may be that of a server (RFC 5280, 4.1.2.5 and
+/// 4.2.1.12).
+///
+/// # Errors
+///
+/// It is not so, or the certificate can't be read.
+pub(super) fn check_server(der: &[u8], now: Timestamp) -> Result<(), CertificateError> {
+    let [start, end] = validity(der).ok_or(CertificateError::BadEncoding)?;
+    if now < start {
+        return Err(CertificateError::NotValidYet);
     }
-    let serial = fields;
-    let signature = element(serial.after)?;
-    let issuer = element(signature.after)?;
-    let validity = element(issuer.after)?;
-    let not_before = element(validity.content)?;
-    time(&element(not_before.after)?)
+    if now > end {
+        return Err(CertificateError::Expired);
+    }
+    match usages(der).ok_or(CertificateError::BadEncoding)? {
+        Some(usages) if !usages.iter().any(|usage| SERVES.contains(usage)) => {
+            Err(CertificateError::InvalidPurpose)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// When a certificate begins and ends to hold.
+fn validity(der: &[u8]) -> Option<[Timestamp; 2]> {
+    // After the number, the algorithm and the issuer.
+    let validity = fields(der)?.nth(3)?;
+    let mut times = Elements(validity.content);
+    Some([time(&times.next()?)?, time(&times.next()?)?])
+}
+
+/// What a certificate may be used for, if it says so: `extKeyUsage`. The outer `None` stands for one that
+/// can't be read.
+fn usages(der: &[u8]) -> Option<Option<Vec<&[u8]>>> {
+    let Some(extensions) = fields(der)?.find(|field| field.tag == EXPLICIT_3) else {
+        return Some(None);
+    };
+    for extension in Elements(Elements(extensions.content).next()?.content) {
+        let mut parts = Elements(extension.content);
+        if parts.next()?.content == EXTENDED_KEY_USAGE {
+            // Whether it is critical may stand between.
+            let value = parts.last()?;
+            let usages = Elements(Elements(value.content).next()?.content);
+            return Some(Some(usages.map(|usage| usage.content).collect()));
+        }
+    }
+    Some(None)
+}
+
+/// The fields of a certificate, without its version, which is there from version 2 on.
+fn fields(der: &[u8]) -> Option<impl Iterator<Item = Element<'_>>> {
+    let certificate = Elements(der).next()?;
+    let to_be_signed = Elements(certificate.content).next()?;
+    Some(Elements(to_be_signed.content).skip_while(|field| field.tag == EXPLICIT_0))
 }
 
 /// The certificates in a PEM text. What is no base64 is passed over, as by Go.
@@ -34,34 +78,37 @@ pub(super) fn in_pem(text: &str) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// One element of DER (X.690, 8.1), and what follows it.
+/// One element of DER (X.690, 8.1).
 struct Element<'a> {
     tag: u8,
     content: &'a [u8],
-    after: &'a [u8],
 }
 
-fn element(bytes: &[u8]) -> Option<Element<'_>> {
-    let (&tag, rest) = bytes.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        // The length follows in so many bytes. No certificate takes more than three.
-        0x81..=0x83 => {
-            let (length, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
-            let length = length
-                .iter()
-                .fold(0, |length, byte| length << 8 | usize::from(*byte));
-            (length, rest)
-        }
-        _ => return None,
-    };
-    let (content, after) = rest.split_at_checked(length)?;
-    Some(Element {
-        tag,
-        content,
-        after,
-    })
+/// Elements one after the other, as far as they can be read.
+struct Elements<'a>(&'a [u8]);
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Element<'a>;
+
+    fn next(&mut self) -> Option<Element<'a>> {
+        let (&tag, rest) = self.0.split_first()?;
+        let (&first, rest) = rest.split_first()?;
+        let (length, rest) = match first {
+            0..=0x7f => (usize::from(first), rest),
+            // The length follows in so many bytes. No certificate takes more than three.
+            0x81..=0x83 => {
+                let (length, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
+                let length = length
+                    .iter()
+                    .fold(0, |length, byte| length << 8 | usize::from(*byte));
+                (length, rest)
+            }
+            _ => return None,
+        };
+        let (content, after) = rest.split_at_checked(length)?;
+        self.0 = after;
+        Some(Element { tag, content })
+    }
 }
 
 fn time(element: &Element<'_>) -> Option<Timestamp> {
@@ -81,8 +128,18 @@ fn time(element: &Element<'_>) -> Option<Timestamp> {
 }
 
 const EXPLICIT_0: u8 = 0xa0;
+const EXPLICIT_3: u8 = 0xa3;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+
+/// The object identifier 2.5.29.37.
+const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+
+/// `id-kp-serverAuth` and `anyExtendedKeyUsage`.
+const SERVES: [&[u8]; 2] = [
+    &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01],
+    &[0x55, 0x1d, 0x25, 0x00],
+];
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by a panic")]

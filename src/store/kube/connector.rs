@@ -23,11 +23,11 @@ use super::{
     config::ClusterConfig,
     dial::Way,
     exec::{self, Given, Leash, Terminal},
-    failure,
+    failure, pinned,
     proxy::Proxy,
     tunnel::Tunnels,
 };
-use crate::lease::Failure;
+use crate::lease::{Failure, FailureKind};
 
 /// All that a connection needs: address, certificates, credentials. Makes clients, each of which
 /// has connections of its own.
@@ -71,7 +71,13 @@ impl Connector {
         }
         let server = cluster.server();
         let unusable = |error: kube::Error| failure::from_setup(&error, &server);
-        let tls = Arc::new(config.rustls_client_config().map_err(unusable)?);
+        let mut tls = config.rustls_client_config().map_err(unusable)?;
+        if let Some(bundle) = &config.root_cert
+            && !config.accept_invalid_certs
+        {
+            pinned::trust(&mut tls, bundle)
+                .map_err(|error| Failure::new(FailureKind::Misconfigured, error.to_string()))?;
+        }
         let server_name: Arc<dyn ResolveServerName + Send + Sync> = match &config.tls_server_name {
             None => Arc::new(DefaultServerNameResolver::default()),
             Some(name) => {
@@ -85,7 +91,7 @@ impl Connector {
             client_certificate(&config).and_then(|pem| certificate::end_of_first(&pem));
         Ok(Self {
             config,
-            tls,
+            tls: tls.into(),
             server_name,
             proxy: cluster.proxy.clone(),
             expires: given.expires.map(Expiry::starting_now),

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64_URL};
 use k8s_openapi::ByteString;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SigningKey, date_time_ymd,
+    Issuer, KeyPair, KeyUsagePurpose, SignatureAlgorithm, SigningKey, date_time_ymd,
 };
 
 /// A certificate with its private key, both as PEM.
@@ -20,6 +20,8 @@ pub(crate) struct Identity {
 
 /// Signs the certificates of the API server and of its clients.
 pub(crate) struct Authority {
+    /// How it and all for whom it signs sign.
+    algorithm: &'static SignatureAlgorithm,
     issuer: Issuer<'static, KeyPair>,
     certificate: Certificate,
 }
@@ -27,6 +29,11 @@ pub(crate) struct Authority {
 impl Authority {
     /// Makes an authority of its own, so that no other control plane trusts its certificates.
     pub(crate) fn new() -> Self {
+        Self::that_signs_by(&rcgen::PKCS_ECDSA_P256_SHA256)
+    }
+
+    /// The same, with keys for this algorithm.
+    pub(crate) fn that_signs_by(algorithm: &'static SignatureAlgorithm) -> Self {
         let mut params = CertificateParams::default();
         params
             .distinguished_name
@@ -36,11 +43,12 @@ impl Authority {
             KeyUsagePurpose::KeyCertSign,
             KeyUsagePurpose::DigitalSignature,
         ];
-        let key = generate_key();
+        let key = generate_key(algorithm);
         let certificate = params
             .self_signed(&key)
             .expect("sign the authority's certificate");
         Self {
+            algorithm,
             issuer: Issuer::new(params, key),
             certificate,
         }
@@ -111,7 +119,7 @@ impl Authority {
     }
 
     fn sign(&self, params: CertificateParams) -> (Certificate, KeyPair) {
-        let key = generate_key();
+        let key = generate_key(self.algorithm);
         let certificate = params
             .signed_by(&key, &self.issuer)
             .expect("sign a certificate");
@@ -130,7 +138,7 @@ pub(crate) struct TokenKey {
 impl TokenKey {
     /// Generates an ECDSA key: tokens are signed with ES256.
     pub(crate) fn new() -> Self {
-        let key = generate_key();
+        let key = generate_key(&rcgen::PKCS_ECDSA_P256_SHA256);
         Self {
             private: key.serialize_pem(),
             public: key.public_key_pem(),
@@ -182,8 +190,8 @@ fn client_params(user: &str, groups: &[&str]) -> CertificateParams {
     params
 }
 
-fn generate_key() -> KeyPair {
-    KeyPair::generate().expect("generate an ECDSA key")
+fn generate_key(algorithm: &'static SignatureAlgorithm) -> KeyPair {
+    KeyPair::generate_for(algorithm).expect("generate an ECDSA key")
 }
 
 // === DER: a tag, a length, and that many bytes ===
