@@ -285,10 +285,15 @@ pub(super) fn from_error(error: &(dyn StdError + 'static), server: &str) -> Brok
 pub(super) fn from_setup(error: &kube::Error, server: &str) -> Failure {
     let message = match error {
         kube::Error::RustlsTls(RustlsTlsError::InvalidPrivateKey(error))
-            if format!("{error:?}").contains("UnsupportedCertVersion") =>
+            if format!("{error:?}").contains(VERSION_1) =>
         {
             "the client certificate is an X.509 version 1 certificate, which this program's TLS library refuses \
              (`openssl x509 -text` shows the version); have a version 3 certificate issued"
+                .to_owned()
+        }
+        kube::Error::RustlsTls(RustlsTlsError::InvalidPrivateKey(rustls::Error::General(_))) => {
+            "unusable client key: it is none of RSA with 2,048 to 8,192 bits, ECDSA on P-256, P-384 or P-521, and \
+             Ed25519"
                 .to_owned()
         }
         error => {
@@ -328,6 +333,29 @@ fn tls(error: &rustls::Error) -> String {
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             format!("the server's certificate is for another name: {fault}")
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "the server's certificate is not one for servers".into()
+        }
+        // webpki does not say whether the signature is wrong or the key too short.
+        CertificateError::BadSignature => {
+            "the server's certificate has a wrong signature, or an RSA key of fewer than 2,048 bits is involved, \
+             which lease-exec's TLS library refuses; have its certificates issued with longer keys"
+                .into()
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "the server's certificate is signed by an algorithm that lease-exec's TLS library refuses; have it \
+             signed by ECDSA, Ed25519, or RSA with SHA-256 or longer"
+                .into()
+        }
+        CertificateError::Other(_) if format!("{fault:?}").contains(VERSION_1) => {
+            "the server's certificate is an X.509 version 1 certificate, which names no servers; have a version 3 \
+             certificate issued"
+                .into()
+        }
+        CertificateError::Other(_) if format!("{fault:?}").contains("CaUsedAsEndEntity") => {
+            "the server shows the certificate of an authority as its own; have one for the server issued".into()
         }
         _ => format!("the server's certificate is not acceptable: {}", plain(error)),
     }
@@ -380,6 +408,9 @@ pub(super) fn one_line(text: &str) -> String {
     }
     line.trim_end_matches('.').to_owned()
 }
+
+/// As webpki calls what it refuses in a certificate of X.509 version 1.
+const VERSION_1: &str = "UnsupportedCertVersion";
 
 /// Who sends requests without credentials.
 const ANONYMOUS: &str = "system:anonymous";

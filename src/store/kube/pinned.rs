@@ -116,7 +116,7 @@ mod tests {
     };
     use rustls::{CertificateError, crypto::aws_lc_rs};
 
-    use super::*;
+    use super::{super::failure::from_error, *};
 
     /// A certificate of a server whose authority is in no bundle, or of one that is its own authority.
     fn certificate(
@@ -200,4 +200,77 @@ mod tests {
             assert!(verify(&[&other], &plain, "api.example").is_err());
         }
     }
+
+    /// What rustls refuses is told without its numbers. The certificates hold until 2126; no library makes
+    /// such ones any more, but `openssl req` and `openssl x509` do.
+    #[test]
+    fn what_is_refused_for_its_format_is_one_sentence() {
+        let in_pem = |text| CertificateDer::from(certificate::in_pem(text).next().unwrap());
+        let authority = in_pem(AUTHORITY_OF_RSA_1024);
+        let chains = Pinned::new(
+            Arc::new(aws_lc_rs::default_provider()),
+            &[authority.to_vec()],
+        )
+        .unwrap();
+        let name = ServerName::try_from("api.example").unwrap();
+        for (text, expected) in [
+            (
+                SIGNED_BY_RSA_1024,
+                "the server's certificate has a wrong signature, or an RSA key of fewer than 2,048",
+            ),
+            (
+                VERSION_1,
+                "the server's certificate is an X.509 version 1 certificate, which names no servers",
+            ),
+        ] {
+            let verdict =
+                chains.verify_server_cert(&in_pem(text), &[], &name, &[], UnixTime::now());
+            let error = std::io::Error::other(verdict.unwrap_err());
+            let message = from_error(&error, "S").failure.message;
+            assert!(message.starts_with(expected), "{message}");
+        }
+    }
+
+    const AUTHORITY_OF_RSA_1024: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIB+DCCAWGgAwIBAgIUOJxCjzvSoBNq5xmIuVW9K9aXDP8wDQYJKoZIhvcNAQEL
+BQAwDTELMAkGA1UEAwwCY2EwIBcNMjYxMjAxMTQxMzU5WhgPMjEyNjExMDcxNDEz
+NTlaMA0xCzAJBgNVBAMMAmNhMIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDE
+93danBHzAXrTEpxv84QaetiG7qYpdXK/t24Bzad0/FdeirRgaxoeoaqisTZgLFg3
+ua/kMuk2/ipVdbS2cDwz2zmm977LA5hsfaUpmij1Ya6LHRQI/vwXvQr6u8KnRlq0
+r7hInYKnC2NdIem2wj/AFHwx4n4YjvcE6BThzfWUTwIDAQABo1MwUTAdBgNVHQ4E
+FgQUYaPMN3KMtCDxYRh/MksXLFSJlhEwHwYDVR0jBBgwFoAUYaPMN3KMtCDxYRh/
+MksXLFSJlhEwDwYDVR0TAQH/BAUwAwEB/zANBgkqhkiG9w0BAQsFAAOBgQAC0Cei
+ug4xREmntITw4I6eDE7/sNK1KOt0wTr1cAlQOMXoqc/NMzxi6tUyeWKhObpRHVzD
+ERmquDsBIey/f8sfAB9W+7Jd8g/cXEUphpO9L+xU+eyO+oZxkzTo0DGliHd1CRvD
+VPNhDvtow6Z9g881yiuJqBbleHybqeuuZ7mbiQ==
+-----END CERTIFICATE-----
+";
+
+    const SIGNED_BY_RSA_1024: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBwTCCASqgAwIBAgIUG3qCRBMfGLQiH5IlHhRG4ErGwnIwDQYJKoZIhvcNAQEL
+BQAwDTELMAkGA1UEAwwCY2EwIBcNMjYxMjAxMTQxMzU5WhgPMjEyNjExMDcxNDEz
+NTlaMBYxFDASBgNVBAMMC2FwaS5leGFtcGxlMFkwEwYHKoZIzj0CAQYIKoZIzj0D
+AQcDQgAEPLVwKxsOSoHjNH+RWoAqK/NvPTnyHNxMYX9wi6PohTTlspgvRyqBrU6S
+0QihcqbF+I4gFamzavWxDnjPgmE2qKNaMFgwFgYDVR0RBA8wDYILYXBpLmV4YW1w
+bGUwHQYDVR0OBBYEFDLp5tx4VL4w7VOfj4d/XW/dNLuHMB8GA1UdIwQYMBaAFGGj
+zDdyjLQg8WEYfzJLFyxUiZYRMA0GCSqGSIb3DQEBCwUAA4GBACv1YUxicg2o0oL1
+TdISNGrBSCi4HhYys/pQ50JJIoK6BfRycFlx6rFzN323Aqp/KJMcgeJ7gMqcJeTv
+nqIm2N54Bu4HZQryklS94XlmcJb9yU/6U0JsLRcCOk1XEfZdzrgvjP+PLLNXCu7s
+WwWoGJArS8ipfNxMY5oGSx0q2VbD
+-----END CERTIFICATE-----
+";
+
+    const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBKDCBzwIUEyUfiejNXKbzQK5Yu8wRdvLCIk8wCgYIKoZIzj0EAwIwFjEUMBIG
+A1UEAwwLYXBpLmV4YW1wbGUwIBcNMjYxMjAxMTQxNDAwWhgPMjEyNjExMDcxNDE0
+MDBaMBYxFDASBgNVBAMMC2FwaS5leGFtcGxlMFkwEwYHKoZIzj0CAQYIKoZIzj0D
+AQcDQgAEPLVwKxsOSoHjNH+RWoAqK/NvPTnyHNxMYX9wi6PohTTlspgvRyqBrU6S
+0QihcqbF+I4gFamzavWxDnjPgmE2qDAKBggqhkjOPQQDAgNIADBFAiB9+dvdsaR0
+a+9Qiv1X9btStQbjTxu7UWko9Vq6VVVwYAIhANOG72LDo33sxT3mV6B5iv2mwrfA
+Gm61Ght0TmYhZ+fQ
+-----END CERTIFICATE-----
+";
 }
