@@ -7,6 +7,7 @@ mod corpus;
 pub(crate) mod recorder;
 
 use std::{
+    collections::HashMap,
     fs,
     process::{Command, Output},
     sync::{
@@ -17,11 +18,13 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
 };
 use tempfile::TempDir;
 
@@ -234,14 +237,18 @@ struct Parts {
     other_authority: String,
     one: Identity,
     other: Identity,
+    /// Of servers in none of whose authorities anything trusts, by the names that they are asked by.
+    odd: Vec<(&'static str, Identity)>,
 }
 
 impl Parts {
     fn make() -> Self {
         let authority = Authority::new();
         let server = authority.server(&[std::net::Ipv4Addr::LOCALHOST]);
+        let odd = odd_servers();
         Self {
-            servers: server_config(&authority, &server),
+            servers: server_config(&authority, &server, &odd),
+            odd,
             one: authority.client("user-one", &[]),
             other: authority.client("user-other", &[]),
             authority: authority.certificate(),
@@ -269,22 +276,69 @@ impl Parts {
             ("CERT2", &self.other.certificate),
             ("KEY2", &self.other.key),
         ];
-        parts.into_iter().fold(text, |text, (name, pem)| {
-            let data = BASE64.encode(pem);
-            let lines: Vec<&str> = data
-                .as_bytes()
-                .chunks(64)
-                .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
-                .collect();
-            text.replace(&format!("{{{name}}}"), &data)
-                .replace(&format!("{{{name}-PEM}}"), pem)
-                // Continued so deeply that it belongs to any field.
-                .replace(&format!("{{{name}-LINES}}"), &lines.join("\n            "))
-        })
+        let odd = self.odd.iter();
+        let odd = odd.map(|(name, identity)| (*name, &identity.certificate));
+        parts
+            .into_iter()
+            .chain(odd)
+            .fold(text, |text, (name, pem)| {
+                let data = BASE64.encode(pem);
+                let lines: Vec<&str> = data
+                    .as_bytes()
+                    .chunks(64)
+                    .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
+                    .collect();
+                text.replace(&format!("{{{name}}}"), &data)
+                    .replace(&format!("{{{name}-PEM}}"), pem)
+                    // Continued so deeply that it belongs to any field.
+                    .replace(&format!("{{{name}-LINES}}"), &lines.join("\n            "))
+            })
     }
 }
 
-fn server_config(authority: &Authority, server: &Identity) -> Arc<ServerConfig> {
+/// Certificates to be pinned, but for the last one's authority.
+fn odd_servers() -> Vec<(&'static str, Identity)> {
+    let unknown = Authority::new();
+    let strong = Authority::that_signs_by(&rcgen::PKCS_ECDSA_P521_SHA512);
+    let odd = |name, is_its_own_authority, change: fn(&mut CertificateParams)| {
+        (name, unknown.odd_server(name, is_its_own_authority, change))
+    };
+    let clients: fn(&mut CertificateParams) =
+        |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let past: fn(&mut CertificateParams) = |params| params.not_after = date_time_ymd(2020, 1, 1);
+    vec![
+        odd("own.test", true, |_| {}),
+        odd("leaf.test", false, |_| {}),
+        odd("own-clients.test", true, clients),
+        odd("leaf-clients.test", false, clients),
+        odd("own-past.test", true, past),
+        odd("leaf-past.test", false, past),
+        (
+            "strong.test",
+            strong.odd_server("strong.test", false, |_| {}),
+        ),
+    ]
+}
+
+/// Shows the certificate for the name that it is asked by.
+#[derive(Debug)]
+struct ByName {
+    others: HashMap<&'static str, Arc<CertifiedKey>>,
+    usual: Arc<CertifiedKey>,
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let other = hello.server_name().and_then(|name| self.others.get(name));
+        Some(other.unwrap_or(&self.usual).clone())
+    }
+}
+
+fn server_config(
+    authority: &Authority,
+    server: &Identity,
+    odd: &[(&'static str, Identity)],
+) -> Arc<ServerConfig> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(authority.certificate().as_bytes());
     roots
@@ -295,14 +349,25 @@ fn server_config(authority: &Authority, server: &Identity) -> Arc<ServerConfig> 
         .allow_unauthenticated()
         .build()
         .expect("the authority can be used");
-    let certificate = CertificateDer::from_pem_slice(server.certificate.as_bytes());
-    let key = PrivateKeyDer::from_pem_slice(server.key.as_bytes());
+    let certified = |identity: &Identity| {
+        let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes());
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes());
+        let key = provider.key_provider.load_private_key(key.expect("PEM"));
+        let key = key.expect("a key of a kind that is known");
+        Arc::new(CertifiedKey::new(vec![certificate.expect("PEM")], key))
+    };
+    let by_name = ByName {
+        others: odd
+            .iter()
+            .map(|(name, identity)| (*name, certified(identity)))
+            .collect(),
+        usual: certified(server),
+    };
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has both versions of TLS")
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate.expect("PEM")], key.expect("PEM"))
-        .expect("the certificate and its key belong together");
+        .with_cert_resolver(Arc::new(by_name));
     Arc::new(config)
 }
 

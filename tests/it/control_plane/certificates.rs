@@ -71,6 +71,27 @@ impl Authority {
         self.issue(params)
     }
 
+    /// A certificate of a server of this name, changed as asked: this authority's, or one that is its own.
+    pub(crate) fn odd_server(
+        &self,
+        name: &str,
+        is_its_own_authority: bool,
+        change: impl Fn(&mut CertificateParams),
+    ) -> Identity {
+        let mut params = CertificateParams::new([name.to_owned()]).expect("the name is valid");
+        change(&mut params);
+        if !is_its_own_authority {
+            return self.issue(params);
+        }
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = generate_key(self.algorithm);
+        let certificate = params.self_signed(&key).expect("sign a certificate");
+        Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
     /// A client certificate, which the API server takes for `user`, a member of `groups`.
     pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Identity {
         self.issue(client_params(user, groups))

@@ -3,10 +3,60 @@
 use super::Case;
 
 pub(super) fn cases() -> Vec<Case> {
-    [addresses(), authorities(), proxies()]
+    [addresses(), authorities(), pinned(), proxies()]
         .into_iter()
         .flatten()
         .collect()
+}
+
+/// The server's own certificate in the place of an authority's.
+fn pinned() -> Vec<Case> {
+    let own = |name, shown: &str, bundle: &str| {
+        let fields = "server: https://127.0.0.1:{PORT}\ntls-server-name: ";
+        let fields = format!("{fields}{shown}\ncertificate-authority-data: {{{bundle}}}");
+        Case::new(name).cluster(&fields)
+    };
+    vec![
+        own("a server that is its own authority", "own.test", "own.test"),
+        own("a server without its authority", "leaf.test", "leaf.test"),
+        own("another server's certificate", "own.test", "leaf.test"),
+        own(
+            "a pinned certificate of clients",
+            "leaf-clients.test",
+            "leaf-clients.test",
+        ),
+        own(
+            "a pinned authority's of clients",
+            "own-clients.test",
+            "own-clients.test",
+        ),
+        own(
+            "a pinned certificate that has ended",
+            "leaf-past.test",
+            "leaf-past.test",
+        ),
+        own(
+            "a pinned authority's that has ended",
+            "own-past.test",
+            "own-past.test",
+        ),
+        own(
+            "a pinned certificate on P-521",
+            "strong.test",
+            "strong.test",
+        ),
+        own(
+            "a pinned certificate with another name",
+            "127.0.0.2",
+            "own.test",
+        ),
+        Case::new("the system pins a server")
+            .cluster("server: https://127.0.0.1:{PORT}\ntls-server-name: leaf.test")
+            .file(".kube/leaf.pem", "{leaf.test-PEM}")
+            .env("SSL_CERT_FILE", "{HOME}/.kube/leaf.pem")
+            .env("SSL_CERT_DIR", "/nonexistent")
+            .differs("what the system trusts are authorities, and a server is none"),
+    ]
 }
 
 /// The first server is the proxy and what is behind it.
