@@ -337,10 +337,10 @@ fn tls(error: &rustls::Error) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "the server's certificate is not one for servers".into()
         }
-        // webpki does not say whether the signature is wrong or the key too short.
+        // webpki does not say which. The first is that of a cluster that was made anew.
         CertificateError::BadSignature => {
-            "the server's certificate has a wrong signature, or an RSA key of fewer than 2,048 bits is involved, \
-             which lease-exec's TLS library refuses; have its certificates issued with longer keys"
+            "the server's certificate is signed by another certificate authority of the same name as the one that \
+             the configuration trusts, or with an RSA key of fewer than 2,048 bits, which lease-exec refuses"
                 .into()
         }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }

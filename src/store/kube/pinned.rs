@@ -216,7 +216,8 @@ mod tests {
         for (text, expected) in [
             (
                 SIGNED_BY_RSA_1024,
-                "the server's certificate has a wrong signature, or an RSA key of fewer than 2,048",
+                "the server's certificate is signed by another certificate authority of the same name as the one that \
+             the configuration trusts, or with an RSA key of fewer than 2,048 bits, which lease-exec refuses",
             ),
             (
                 VERSION_1,

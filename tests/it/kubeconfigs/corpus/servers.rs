@@ -114,7 +114,7 @@ fn proxies() -> Vec<Case> {
         by("SOCKS", "socks5://localhost:{PORT}"),
         by("SOCKS and a name", "socks5://localhost:{PORT}").replace("{TWO}", "https://localhost:1"),
         by("SOCKS and a user", "socks5://me:p%40ss@localhost:{PORT}"),
-        by("SOCKS and a user alone", "socks5://me@localhost:{PORT}"),
+        by("SOCKS and a user alone", "socks5://me@localhost:{PORT}").since(23),
         by("SOCKS by name", "socks5h://localhost:{PORT}").differs(LIKE_THE_VARIABLE),
         elsewhere("HTTPS_PROXY", "HTTPS_PROXY", "http://localhost:{PORT}"),
         elsewhere(
@@ -141,7 +141,8 @@ fn proxies() -> Vec<Case> {
             "HTTPS_PROXY of SOCKS by name",
             "HTTPS_PROXY",
             "socks5h://localhost:{PORT}",
-        ),
+        )
+        .since(33),
     ]
 }
 
