@@ -4,7 +4,10 @@
 
 use std::{error::Error as StdError, io, time::Duration};
 
-use kube::client::RustlsTlsError;
+use kube::{
+    client::RustlsTlsError,
+    core::response::{StatusCause, StatusDetails, reason},
+};
 use rustls::CertificateError;
 use serde_json::Value;
 
@@ -66,7 +69,7 @@ pub(super) fn from_answer(answer: &Answer, target: &Target) -> Failure {
 
 /// The answer's `metav1.Status`, if that is what its body is.
 pub(super) struct Status {
-    body: Option<Value>,
+    body: Option<kube::core::Status>,
     /// What the server said in its place, if that is plain text.
     text: Option<String>,
 }
@@ -75,49 +78,49 @@ impl Status {
     /// Looks for a status in the body.
     pub(super) fn of(answer: &Answer) -> Self {
         let body = serde_json::from_slice(&answer.body).ok();
+        let body = body.filter(|body: &Value| body["kind"] == "Status");
         let text = std::str::from_utf8(&answer.body).ok().map(str::trim);
         Self {
-            body: body.filter(|body: &Value| body["kind"] == "Status"),
             // Neither JSON nor HTML is for people.
             text: text
                 .filter(|text| !text.starts_with(['{', '[', '<']))
                 .map(str::to_owned),
+            ..Self::from_value(body.unwrap_or_default())
         }
     }
 
     /// Takes a status that came in a watch event.
     pub(super) fn from_value(body: Value) -> Self {
         Self {
-            body: Some(body),
+            body: serde_json::from_value(body).ok(),
             text: None,
         }
     }
 
     /// The HTTP code that it stands for.
-    pub(super) fn code(&self) -> Option<u64> {
-        self.body.as_ref()?["code"].as_u64()
+    pub(super) fn code(&self) -> Option<u16> {
+        let code = self.body.as_ref().map(|body| body.code);
+        code.filter(|code| *code != 0)
     }
 
     /// Whether the object itself was not found. A 404 that says less proves nothing: a proxy or a
     /// server that is just starting may have sent it.
     pub(super) fn says_lease_not_found(&self) -> bool {
-        self.reason() == Some("NotFound") && self.kind() == Some("leases")
+        let body = self.body.as_ref();
+        body.is_some_and(|body| body.reason == reason::NOT_FOUND) && self.kind() == Some("leases")
     }
 
     /// Whether a PUT without a version met an object that exists: validation then demands one.
     pub(super) fn demands_version(&self) -> bool {
         self.causes()
-            .any(|cause| cause["field"] == "metadata.resourceVersion")
+            .any(|cause| cause.field == "metadata.resourceVersion")
     }
 
     /// What the server said, once and on one line.
     pub(super) fn sentence(&self, code: u16) -> String {
-        let message = self.body.as_ref().and_then(|body| body["message"].as_str());
-        match message
-            .or(self.text.as_deref())
-            .map(str::trim)
-            .filter(|message| !message.is_empty())
-        {
+        let message = self.body.as_ref().map(|body| body.message.trim());
+        let message = message.or(self.text.as_deref());
+        match message.filter(|message| !message.is_empty()) {
             Some(message) => format!("{code}: {}", one_line(message)),
             None => match http::StatusCode::from_u16(code)
                 .ok()
@@ -129,42 +132,43 @@ impl Status {
         }
     }
 
-    fn reason(&self) -> Option<&str> {
-        self.body.as_ref()?["reason"].as_str()
+    fn details(&self) -> Option<&StatusDetails> {
+        self.body.as_ref()?.details.as_ref()
     }
 
     /// The resource that the status is about.
     fn kind(&self) -> Option<&str> {
-        self.body.as_ref()?["details"]["kind"].as_str()
+        self.details().map(|details| details.kind.as_str())
     }
 
-    fn causes(&self) -> impl Iterator<Item = &Value> {
-        let causes = self
-            .body
-            .as_ref()
-            .and_then(|body| body["details"]["causes"].as_array());
-        causes.into_iter().flatten()
+    fn causes(&self) -> impl Iterator<Item = &StatusCause> {
+        self.details()
+            .into_iter()
+            .flat_map(|details| &details.causes)
     }
 
     fn namespace_is_terminating(&self) -> bool {
-        let message = self.body.as_ref().and_then(|body| body["message"].as_str());
+        let text = "because it is being terminated";
         self.causes()
-            .any(|cause| cause["reason"] == "NamespaceTerminating")
-            || message.is_some_and(|message| message.contains("because it is being terminated"))
+            .any(|cause| cause.reason == "NamespaceTerminating")
+            || self
+                .body
+                .as_ref()
+                .is_some_and(|body| body.message.contains(text))
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        let seconds = self.body.as_ref()?["details"]["retryAfterSeconds"].as_u64()?;
-        (seconds > 0).then(|| Duration::from_secs(seconds))
+        let seconds = self.details()?.retry_after_seconds;
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
     }
 
     /// What the authorizer refused.
     fn denial(&self) -> Option<Denial<'_>> {
-        if self.reason() != Some("Forbidden") {
-            return None;
-        }
-        let body = self.body.as_ref()?;
-        let message = body["message"].as_str()?;
+        let body = self
+            .body
+            .as_ref()
+            .filter(|body| body.reason == reason::FORBIDDEN)?;
+        let message = body.message.as_str();
         if let Some((_, rest)) = message.split_once("User \"")
             && let Some((user, rest)) = rest.split_once("\" cannot ")
         {

@@ -188,10 +188,7 @@ fn change(line: &[u8], target: &Target) -> Option<Change> {
         "ADDED" | "MODIFIED" | "DELETED" => {}
         "ERROR" => {
             let status = Status::from_value(object);
-            let code = status
-                .code()
-                .and_then(|code| u16::try_from(code).ok())
-                .unwrap_or(500);
+            let code = status.code().unwrap_or(500);
             return Some(Change::Ended(format!(
                 "the API server ended the watch ({})",
                 status.sentence(code)
