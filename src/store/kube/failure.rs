@@ -77,23 +77,15 @@ pub(super) struct Status {
 impl Status {
     /// Looks for a status in the body.
     pub(super) fn of(answer: &Answer) -> Self {
-        let body = serde_json::from_slice(&answer.body).ok();
-        let body = body.filter(|body: &Value| body["kind"] == "Status");
+        let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
+        let body = body.filter(|body| body["kind"] == "Status");
         let text = std::str::from_utf8(&answer.body).ok().map(str::trim);
         Self {
+            body: body.and_then(|body| serde_json::from_value(body).ok()),
             // Neither JSON nor HTML is for people.
             text: text
                 .filter(|text| !text.starts_with(['{', '[', '<']))
                 .map(str::to_owned),
-            ..Self::from_value(body.unwrap_or_default())
-        }
-    }
-
-    /// Takes a status that came in a watch event.
-    pub(super) fn from_value(body: Value) -> Self {
-        Self {
-            body: serde_json::from_value(body).ok(),
-            text: None,
         }
     }
 
@@ -185,6 +177,15 @@ impl Status {
         let reason = reason.trim();
         let is_rbac = reason.is_empty() || reason.starts_with("RBAC: ");
         is_rbac.then_some(Denial::Creation { user: None })
+    }
+}
+
+impl From<kube::core::Status> for Status {
+    fn from(body: kube::core::Status) -> Self {
+        Self {
+            body: Some(body),
+            text: None,
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
-use kube::client::Body;
-use serde_json::{Map, Value};
+use kube::{client::Body, core::WatchEvent};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
@@ -173,39 +173,29 @@ async fn open(connections: &Connections, target: &Target, query: &str) -> Result
 
 /// What an event says; `None` if it says nothing about the Lease.
 fn change(line: &[u8], target: &Target) -> Option<Change> {
-    let Ok(mut event) = serde_json::from_slice::<Map<String, Value>>(line) else {
+    let Ok(event) = serde_json::from_slice::<WatchEvent<Value>>(line) else {
         return Some(Change::Ended(
-            "the watch gave something else than JSON objects".into(),
+            "the watch gave something else than events".into(),
         ));
     };
-    let object = event.remove("object").unwrap_or_default();
-    let kind = event
-        .get("type")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    match kind {
-        "BOOKMARK" => return None,
-        "ADDED" | "MODIFIED" | "DELETED" => {}
-        "ERROR" => {
-            let status = Status::from_value(object);
-            let code = status.code().unwrap_or(500);
+    let (object, is_deleted) = match event {
+        WatchEvent::Bookmark(_) => return None,
+        WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
+        WatchEvent::Deleted(object) => (object, true),
+        WatchEvent::Error(status) => {
+            let status = Status::from(*status);
+            let sentence = status.sentence(status.code().unwrap_or(500));
             return Some(Change::Ended(format!(
-                "the API server ended the watch ({})",
-                status.sentence(code)
+                "the API server ended the watch ({sentence})"
             )));
         }
-        _ => {
-            return Some(Change::Ended(
-                "the watch gave an event of an unknown type".into(),
-            ));
-        }
-    }
+    };
     // Something in between may not know field selectors; another Lease's event is none of ours.
     if object["metadata"]["name"] != *target.name {
         return None;
     }
     Some(match json::claim_from_object(object, None) {
-        Ok(claim) if kind == "DELETED" => Change::Deleted(claim),
+        Ok(claim) if is_deleted => Change::Deleted(claim),
         Ok(claim) => Change::Written(claim),
         Err(failure) => Change::Ended(failure.message),
     })

@@ -44,8 +44,8 @@ async fn watch_tells_what_happens_to_its_lease_until_it_ends() {
 #[tokio::test]
 async fn watch_that_gives_nonsense_ends() {
     for (line, named) in [
-        ("<html>\n".to_owned(), "something else than JSON"),
-        ("{\"type\": \"SURPRISE\"}\n".to_owned(), "unknown type"),
+        ("<html>\n".to_owned(), "something else than events"),
+        ("{\"type\": \"SURPRISE\"}\n".to_owned(), "something else than events"),
         (
             json!({ "type": "MODIFIED", "object": { "kind": "Lease", "metadata": { "name": "nightly" } } }).to_string() + "\n",
             "no metadata.uid",
@@ -64,7 +64,7 @@ async fn line_that_is_no_object_ends_the_watch() {
     for line in ["[]\n", "42\n", "\"x\"\n", "true\n", "null\n"] {
         let server = Server::new([Reply::Lines(vec![line.to_owned()])]);
         let change = server.store().watch(None).next().await;
-        let ended = "the watch gave something else than JSON objects";
+        let ended = "the watch gave something else than events";
         assert_eq!(change, Change::Ended(ended.into()), "{line}");
     }
 }
