@@ -12,6 +12,7 @@ use clap::{
 use crate::{
     election::{Create, Requested, Timing},
     exit::{CONFLICT, Exit},
+    names::{LeaseName, Namespace},
     signals::StopSignal,
     supervisor::{Audience, Leftovers, Privileges},
 };
@@ -21,7 +22,7 @@ mod names;
 mod place;
 mod values;
 
-pub use names::{check_identity, check_name};
+pub use names::check_identity;
 
 use fault::{name_variable, one_sentence};
 use names::lease_name;
@@ -308,10 +309,10 @@ pub enum Place {
 /// What the user asked for, complete and consistent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The lease's name, an RFC 1123 subdomain.
-    pub name: String,
-    /// The namespace, if one was named; an RFC 1123 label.
-    pub namespace: Option<String>,
+    /// The lease's name.
+    pub name: LeaseName,
+    /// The namespace, if one was named.
+    pub namespace: Option<Namespace>,
     /// The readable part of the identity, if one was named.
     pub identity: Option<String>,
     /// Where the lease lives.

@@ -24,7 +24,7 @@
 //! | [`driver`] | the only loop, and the only place that asks the time | hold a condition about leases |
 //! | [`store`] | read, compare-and-swap, watch: [`store::kube`], [`store::file`] | retry, judge expiry |
 //! | [`supervisor`] | processes: the guard, starting, killing, proof; all unsafe code | know leases |
-//! | [`signals`], [`exit`], [`log`], [`clock`] | one thing each | |
+//! | [`names`], [`signals`], [`exit`], [`log`], [`clock`] | one thing each | |
 //!
 //! # The invariants
 //!
@@ -49,6 +49,7 @@ pub mod exit;
 mod fuzz;
 pub mod lease;
 pub mod log;
+pub mod names;
 pub mod signals;
 pub mod store;
 pub mod supervisor;

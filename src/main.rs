@@ -19,8 +19,9 @@ use lease_exec::{
     driver::{self, Ending, Parts},
     election::Settings,
     exit::Exit,
-    lease::{Failure, Identity},
+    lease::{Failure, FailureKind, Identity},
     log::{self, Log},
+    names::Namespace,
     signals::{self, Signals},
     store::{
         file::FileStore,
@@ -111,7 +112,7 @@ fn run(config: Config, above: &mut Above) -> anyhow::Result<Ending> {
         Err(failure) => return Ok(Ending::new(Exit::Configuration, failure.message)),
     };
     let settings = settings(&config)?;
-    let lease = (namespace.clone(), config.name.clone());
+    let lease = (namespace.to_string(), config.name.to_string());
     let described = format!("{namespace}/{}", config.name);
 
     let options = Options {
@@ -206,11 +207,15 @@ const SPARE_DESCRIPTORS: usize = 10;
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Finds where the lease lives, and its namespace.
-fn prepare(config: &Config) -> Result<(Prepared, String), Failure> {
+fn prepare(config: &Config) -> Result<(Prepared, Namespace), Failure> {
     let flag = config.namespace.as_deref();
     let pod_namespace = env::var("POD_NAMESPACE")
         .ok()
         .filter(|text| !text.is_empty());
+    let named = |name: &str| {
+        let namespace = Namespace::new(name);
+        namespace.map_err(|sentence| Failure::new(FailureKind::Misconfigured, sentence))
+    };
     match &config.place {
         Place::Kube {
             kubeconfig,
@@ -226,14 +231,11 @@ fn prepare(config: &Config) -> Result<(Prepared, String), Failure> {
                 impersonate_groups: impersonate_groups.clone(),
                 impersonate_uid: impersonate_uid.clone(),
             })?;
-            let namespace = cluster.namespace(flag, pod_namespace.as_deref());
+            let namespace = named(&cluster.namespace(flag, pod_namespace.as_deref()))?;
             Ok((Prepared::Kube(Box::new(cluster)), namespace))
         }
         Place::File(directory) => {
-            let namespace = flag
-                .or(pod_namespace.as_deref())
-                .unwrap_or("default")
-                .to_owned();
+            let namespace = named(flag.or(pod_namespace.as_deref()).unwrap_or("default"))?;
             let store = FileStore::open(directory, &namespace, &config.name)?;
             Ok((Prepared::File(store), namespace))
         }

@@ -2,13 +2,15 @@
 
 use clap::ArgMatches;
 
+use crate::names::{LeaseName, Namespace};
+
 use super::{Args, UsageError, on_command_line, refuse};
 
 /// Splits and checks the lease's name and namespace.
 pub(super) fn lease_name(
     args: &Args,
     matches: &ArgMatches,
-) -> Result<(Option<String>, String), UsageError> {
+) -> Result<(Option<Namespace>, LeaseName), UsageError> {
     let Some(lease) = &args.lease else {
         return refuse(
             "no lease is named: lease-exec --lease NAME -- COMMAND [ARGS...] (see lease-exec --help)",
@@ -37,63 +39,9 @@ pub(super) fn lease_name(
         (Some(prefix), _) => Some(prefix),
         (None, namespace) => namespace.clone(),
     };
-    check_name("lease name", name, 253, true)?;
-    if let Some(namespace) = &namespace {
-        check_name("namespace", namespace, 63, false)?;
-    }
-    Ok((namespace, name.to_owned()))
-}
-
-/// Checks a name by RFC 1123 as Kubernetes applies it: lower-case letters, digits and `-`, and `.`
-/// in a subdomain, beginning and ending (each part) with a letter or digit.
-///
-/// # Errors
-///
-/// [`UsageError`], with the offending character.
-pub fn check_name(what: &str, name: &str, most: usize, dots: bool) -> Result<(), UsageError> {
-    let allowed = if dots {
-        "a-z, 0-9, '-' and '.'"
-    } else {
-        "a-z, 0-9 and '-'"
-    };
-    if name.is_empty() {
-        return refuse(format!("the {what} is empty"));
-    }
-    if name.len() > most {
-        return refuse(format!(
-            "the {what} has {} characters, but at most {most} are allowed",
-            name.len()
-        ));
-    }
-    let is_word = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
-    let wrong = name
-        .char_indices()
-        .find(|(_, letter)| !(is_word(*letter) || *letter == '-' || (dots && *letter == '.')));
-    if let Some((at, letter)) = wrong {
-        return refuse(format!(
-            "the {what} {name:?} has {letter:?} at position {}, but only {allowed} are allowed",
-            at + 1
-        ));
-    }
-    for part in name.split('.') {
-        let edges = [part.chars().next(), part.chars().next_back()];
-        for edge in edges {
-            match edge {
-                Some(letter) if is_word(letter) => {}
-                Some(letter) => {
-                    return refuse(format!(
-                        "the {what} {name:?} has {letter:?} where each part must begin and end with a-z or 0-9"
-                    ));
-                }
-                None => {
-                    return refuse(format!(
-                        "the {what} {name:?} has an empty part beside a '.'"
-                    ));
-                }
-            }
-        }
-    }
-    Ok(())
+    let name = LeaseName::new(name).map_err(UsageError)?;
+    let namespace = namespace.as_deref().map(Namespace::new).transpose();
+    Ok((namespace.map_err(UsageError)?, name))
 }
 
 /// Checks the readable part of an identity, which `what` names.

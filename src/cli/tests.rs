@@ -143,7 +143,7 @@ fn bad_input_gets_one_sentence() {
 fn a_namespace_may_stand_before_the_name() {
     let config = config(&["-l", "ops/nightly.v1", "-n", "ops", "ls"]);
     assert_eq!(config.namespace.as_deref(), Some("ops"));
-    assert_eq!(config.name, "nightly.v1");
+    assert_eq!(&*config.name, "nightly.v1");
 }
 
 #[test]

@@ -41,6 +41,7 @@ use super::{Store, json as lease_json};
 use crate::{
     clock::WallTime,
     lease::{Claim, Failure, FailureKind, Outcome, Version, Write},
+    names::{LeaseName, Namespace},
 };
 
 pub use self::watch::FileWatch;
@@ -64,13 +65,16 @@ impl FileStore {
     /// # Errors
     ///
     /// [`FailureKind::Misconfigured`] if the directory is missing, is none, or can't be written to,
-    /// or if a name is not one that Kubernetes allows (or, at more than 243 bytes, too long for a
-    /// file's); [`FailureKind::Unreachable`] for a full disk and the like.
-    pub fn open(directory: &Path, namespace: &str, name: &str) -> Result<Self, Failure> {
+    /// or if the name is too long for a file's, at more than 243 bytes; [`FailureKind::Unreachable`] for a full disk and the like.
+    pub fn open(
+        directory: &Path,
+        namespace: &Namespace,
+        name: &LeaseName,
+    ) -> Result<Self, Failure> {
         let file = LeaseFile {
             disk: Disk::open(directory, namespace, name)?,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: namespace.clone(),
+            name: name.clone(),
             clock: BootClock::of_this_boot(),
         };
         Ok(Self {
@@ -130,8 +134,8 @@ async fn blocking<T: Send + 'static>(
 #[derive(Debug)]
 struct LeaseFile {
     disk: Disk,
-    namespace: String,
-    name: String,
+    namespace: Namespace,
+    name: LeaseName,
     clock: BootClock,
 }
 
@@ -300,7 +304,7 @@ impl LeaseFile {
     fn adopt(&self, lock: &Lock, sight: &Sight, text: &str) -> Result<Sight, Failure> {
         let mut object = self.parse(text)?;
         let metadata = object.get("metadata").unwrap_or(&Value::Null);
-        for (field, expected) in [("name", &self.name), ("namespace", &self.namespace)] {
+        for (field, expected) in [("name", &*self.name), ("namespace", &*self.namespace)] {
             let found = metadata.get(field).filter(|found| !found.is_null());
             if let Some(found) = found.filter(|found| *found != expected) {
                 return Err(malformed(

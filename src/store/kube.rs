@@ -17,7 +17,10 @@ use serde_json::Value;
 
 use self::{answer::Answer, client::Connections, failure::Status, target::Target};
 use super::{Store, json};
-use crate::lease::{Claim, Failure, FailureKind, Outcome, Version, Write};
+use crate::{
+    lease::{Claim, Failure, FailureKind, Outcome, Version, Write},
+    names::{LeaseName, Namespace},
+};
 
 mod answer;
 mod certificate;
@@ -52,12 +55,15 @@ impl KubeStore {
     ///
     /// # Errors
     ///
-    /// [`FailureKind::Misconfigured`] if a name is none that Kubernetes could know, or if
-    /// certificates can't be used.
-    pub fn new(cluster: ClusterConfig, namespace: String, name: String) -> Result<Self, Failure> {
+    /// [`FailureKind::Misconfigured`] if certificates can't be used.
+    pub fn new(
+        cluster: ClusterConfig,
+        namespace: Namespace,
+        name: LeaseName,
+    ) -> Result<Self, Failure> {
         Ok(Self {
             connections: Arc::new(Connections::new(cluster)?),
-            target: Arc::new(Target::new(namespace, name)?),
+            target: Arc::new(Target { namespace, name }),
         })
     }
 }

@@ -18,7 +18,10 @@ use nix::{
     unistd::{AccessFlags, eaccess},
 };
 
-use crate::lease::{Failure, FailureKind};
+use crate::{
+    lease::{Failure, FailureKind},
+    names::{LeaseName, Namespace},
+};
 
 /// Where the files of one lease are.
 #[derive(Debug)]
@@ -36,14 +39,21 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Checks that leases can be kept in `directory`, and makes what is ours to make in it.
-    pub(super) fn open(directory: &Path, namespace: &str, name: &str) -> Result<Self, Failure> {
-        check_name("namespace", namespace, LONGEST_NAMESPACE)?;
-        check_name("name", name, LONGEST_NAME)?;
+    pub(super) fn open(
+        directory: &Path,
+        namespace: &Namespace,
+        name: &LeaseName,
+    ) -> Result<Self, Failure> {
+        if name.len() > LONGEST_NAME {
+            return Err(misconfigured(format!(
+                "can't use the name {name:?}: it is longer than {LONGEST_NAME} bytes"
+            )));
+        }
         // A later change of the working directory must not move the lease.
         let directory =
             std::path::absolute(directory).map_err(|err| failed("find", directory, &err))?;
         check_directory(&directory)?;
-        let folder = directory.join(namespace);
+        let folder = directory.join(&**namespace);
         let disk = Self {
             lease: folder.join(format!("{name}.json")),
             ledger: folder.join(format!(".{name}.ledger")),
@@ -317,33 +327,7 @@ fn check_directory(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Names are those of Kubernetes (RFC 1123): they never hold a slash nor begin with a dot, so no two
-/// leases share a file, and no name can lead out of the directory.
-fn check_name(what: &str, name: &str, longest: usize) -> Result<(), Failure> {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let sound = name
-        .bytes()
-        .all(|byte| inner(byte) || b"-.".contains(&byte))
-        && name.bytes().next().is_some_and(inner)
-        && name.bytes().next_back().is_some_and(inner);
-    if !sound {
-        return Err(misconfigured(format!(
-            "can't use the {what} {name:?}: it must consist of lower case letters, digits, '-' and '.', \
-             and begin and end with a letter or digit"
-        )));
-    }
-    if name.len() > longest {
-        return Err(misconfigured(format!(
-            "can't use the {what} {name:?}: it is longer than {longest} bytes"
-        )));
-    }
-    Ok(())
-}
-
 const STAGED_SUFFIX: &str = ".new";
-
-/// In bytes, as Kubernetes has it.
-const LONGEST_NAMESPACE: usize = 63;
 
 /// In bytes. Kubernetes allows 253, Linux 255 for a file's name, of which `.NAME.ledger.new` takes
 /// twelve.

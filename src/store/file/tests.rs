@@ -40,8 +40,13 @@ fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
+fn opened(directory: &Path, namespace: &str, name: &str) -> Result<FileStore, Failure> {
+    let namespace = Namespace::new(namespace).unwrap();
+    FileStore::open(directory, &namespace, &LeaseName::new(name).unwrap())
+}
+
 fn open(directory: &TempDir) -> FileStore {
-    FileStore::open(directory.path(), "ops", "nightly").unwrap()
+    opened(directory.path(), "ops", "nightly").unwrap()
 }
 
 fn record(holder: &str, micros: i64) -> Record {

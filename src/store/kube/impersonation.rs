@@ -8,7 +8,7 @@
 
 use kube::config::AuthInfo;
 
-use super::target::is_name;
+use crate::names::{LeaseName, Namespace};
 
 /// Says who may not act as the user that the configuration names, and what would allow it; `None` if it
 /// names none.
@@ -63,7 +63,9 @@ fn service_account(user: &str) -> Option<(&str, &str)> {
     let (namespace, name) = user
         .strip_prefix("system:serviceaccount:")?
         .split_once(':')?;
-    (is_name(namespace) && is_name(name)).then_some((namespace, name))
+    // A service account is called as a lease may be.
+    let are_names = Namespace::new(namespace).is_ok() && LeaseName::new(name).is_ok();
+    are_names.then_some((namespace, name))
 }
 
 fn rule(group: &str, resource: &str, names: &[impl AsRef<str>]) -> String {

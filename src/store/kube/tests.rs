@@ -267,28 +267,6 @@ async fn closed_port_is_named() {
 }
 
 #[tokio::test]
-async fn names_that_kubernetes_could_not_know_are_refused() {
-    let server = Server::new([]);
-    let source = Source {
-        kubeconfig: Some(server.kubeconfig("")),
-        ..Source::default()
-    };
-    let cluster = ClusterConfig::load(source).unwrap();
-    for (namespace, name) in [
-        ("ops", "a/b"),
-        ("ops", ""),
-        ("Ops", "a"),
-        ("ops", "-a"),
-        ("ops?", "a"),
-    ] {
-        let refused = KubeStore::new(cluster.clone(), namespace.into(), name.into())
-            .err()
-            .unwrap();
-        assert_eq!(refused.kind, FailureKind::Misconfigured);
-    }
-}
-
-#[tokio::test]
 async fn proxy_that_refuses_is_named_without_its_password() {
     let server = Server::new([Reply::Answer(407, String::new())]);
     let path = server.kubeconfig("token: abc");

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use lease_exec::names::{LeaseName, Namespace};
 use lease_exec::store::file::FileStore;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -27,7 +28,9 @@ impl Place for Directory {
     type Store = FileStore;
 
     fn open(&self) -> FileStore {
-        FileStore::open(self.directory.path(), "contract", "nightly")
+        let namespace = Namespace::new("contract").expect("it is one");
+        let name = LeaseName::new("nightly").expect("it is one");
+        FileStore::open(self.directory.path(), &namespace, &name)
             .unwrap_or_else(|failure| panic!("failed to {}", failure.message))
     }
 

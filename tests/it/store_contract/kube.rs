@@ -7,6 +7,7 @@ use std::{
 
 use http::Method;
 use lease_exec::lease::{Change, FailureKind, Outcome, Write};
+use lease_exec::names;
 use lease_exec::store::Store;
 use lease_exec::store::kube::{ClusterConfig, KubeStore, Source};
 use serde_json::{Value, json};
@@ -188,8 +189,10 @@ pub(super) fn open(kubeconfig: PathBuf, namespace: &str, lease: &str) -> KubeSto
         kubeconfig: Some(kubeconfig),
         ..Source::default()
     };
+    let namespace = names::Namespace::new(namespace).expect("it is one");
+    let lease = names::LeaseName::new(lease).expect("it is one");
     ClusterConfig::load(source)
-        .and_then(|cluster| KubeStore::new(cluster, namespace.into(), lease.into()))
+        .and_then(|cluster| KubeStore::new(cluster, namespace, lease))
         .unwrap_or_else(|failure| panic!("failed to {}", failure.message))
 }
 

@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use http::Method;
-use lease_exec::cli::check_name;
 use lease_exec::lease::{Outcome, Record, Write};
+use lease_exec::names::LeaseName;
 use lease_exec::store::Store;
 use serde_json::{Value, json};
 
@@ -84,8 +84,8 @@ fn names_that_are_accepted_are_those_of_the_server() {
         body["metadata"]["name"] = json!(decoded);
         let answer = admin.send(&Method::PUT, &path, Some(body));
         let answer = answer.expect("an answer");
-        let expected = match check_name("lease name", &decoded, 253, true) {
-            Ok(()) => 201,
+        let expected = match LeaseName::new(&decoded) {
+            Ok(_) => 201,
             Err(_) => 422,
         };
         assert_eq!(answer.status, expected, "{decoded:?}: {answer:?}");

@@ -179,7 +179,7 @@ fn helper_that_writes_until_it_is_killed() {
         return;
     };
     let directory = PathBuf::from(directory);
-    let store = FileStore::open(&directory, "ops", "nightly").unwrap();
+    let store = opened(&directory, "ops", "nightly").unwrap();
     // The end is for when the test has died before it could kill us.
     let end = Instant::now() + LIMIT;
     for micros in 2.. {

@@ -80,7 +80,7 @@ fn leases_of_other_names_are_other_leases() {
         ("a", "b"),
     ];
     for (namespace, name) in places {
-        let store = FileStore::open(directory.path(), namespace, name).unwrap();
+        let store = opened(directory.path(), namespace, name).unwrap();
         let claim = written(&store, None, record(name, 1));
         assert_eq!(claim.version.as_str(), "1");
     }
@@ -88,7 +88,7 @@ fn leases_of_other_names_are_other_leases() {
 
 #[track_caller]
 fn assert_refused(directory: &Path, namespace: &str, name: &str, said: &str) {
-    let failure = FileStore::open(directory, namespace, name).unwrap_err();
+    let failure = opened(directory, namespace, name).unwrap_err();
     assert_eq!(
         failure.kind,
         FailureKind::Misconfigured,
@@ -121,16 +121,10 @@ fn file_in_the_place_of_the_directory_is_refused() {
 }
 
 #[test]
-fn names_that_kubernetes_would_refuse_are_refused() {
+fn name_that_is_too_long_for_a_file_is_refused() {
     let directory = directory();
-    for name in [
-        "", ".", "..", "a/b", "../a", ".a", "a.", "-a", "A", "a b", "a\0", "\u{e4}",
-    ] {
-        assert_refused(directory.path(), "ops", name, "use the name");
-        assert_refused(directory.path(), name, "nightly", "use the namespace");
-    }
     assert_refused(directory.path(), "ops", &"a".repeat(244), "longer than 243");
-    let longest = FileStore::open(directory.path(), "ops", &"a".repeat(243)).unwrap();
+    let longest = opened(directory.path(), "ops", &"a".repeat(243)).unwrap();
     written(&longest, None, record("me", 1));
 }
 

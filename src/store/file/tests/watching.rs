@@ -97,7 +97,7 @@ async fn watch_misses_nothing_between_the_read_and_its_start() {
 async fn watch_says_nothing_of_neighbours() {
     let directory = directory();
     let store = open(&directory);
-    let neighbour = FileStore::open(directory.path(), "ops", "daily").unwrap();
+    let neighbour = opened(directory.path(), "ops", "daily").unwrap();
     let created = written(&store, None, record("me", 1));
     let mut watch = store.watch(Some(created.version.clone()));
     settle_down(&mut watch).await;

@@ -11,7 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::super::{ClusterConfig, KubeStore, Source};
+use super::super::{ClusterConfig, KubeStore, LeaseName, Namespace, Source};
 
 /// What the server does with one request.
 pub(super) enum Reply {
@@ -78,7 +78,12 @@ impl Server {
             ..Source::default()
         };
         let cluster = ClusterConfig::load(source).unwrap();
-        KubeStore::new(cluster, "ops".into(), "nightly".into()).unwrap()
+        KubeStore::new(
+            cluster,
+            Namespace::new("ops").unwrap(),
+            LeaseName::new("nightly").unwrap(),
+        )
+        .unwrap()
     }
 
     pub(super) fn kubeconfig(&self, user: &str) -> PathBuf {

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::fuzz;
+use crate::{
+    fuzz,
+    names::{LeaseName, Namespace},
+};
 
 fn lines() -> Vec<Vec<u8>> {
     let event = |kind: &str, name: &str, holder: &str| {
@@ -40,8 +43,8 @@ proptest! {
     #[test]
     fn damaged_event_is_read_as_it_stands_or_ends_the_watch(line in fuzz::damaged(lines())) {
         let target = Target {
-            namespace: "ops".to_owned(),
-            name: "nightly".to_owned(),
+            namespace: Namespace::new("ops").expect("a name"),
+            name: LeaseName::new("nightly").expect("a name"),
         };
         let stands: Value = serde_json::from_slice(&line).unwrap_or_default();
         let kind = stands["type"].as_str();
