@@ -5,7 +5,9 @@
 use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
-    ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum, error::ErrorKind,
+    ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum,
+    builder::{BoolishValueParser, Resettable},
+    error::ErrorKind,
     parser::ValueSource,
 };
 
@@ -27,7 +29,7 @@ pub use names::check_identity;
 use fault::{name_variable, one_sentence};
 use names::lease_name;
 use place::place;
-use values::{count, duration, exit_code, stop_signal, switch};
+use values::{duration, stop_signal};
 
 /// Run a command only while holding a Kubernetes Lease
 ///
@@ -147,11 +149,11 @@ struct Args {
     wait: Option<Duration>,
 
     /// Make one attempt to acquire
-    #[arg(long, env = "LEASE_EXEC_NO_WAIT", value_parser = switch, help_heading = "Waiting")]
+    #[arg(long, env = "LEASE_EXEC_NO_WAIT", value_parser = BoolishValueParser::new(), help_heading = "Waiting")]
     no_wait: bool,
 
     /// The exit code when somebody else holds the Lease
-    #[arg(short = 'E', long, env = "LEASE_EXEC_CONFLICT_EXIT_CODE", value_name = "N", default_value_t = CONFLICT, value_parser = exit_code, allow_hyphen_values = true, help_heading = "Waiting")]
+    #[arg(short = 'E', long, env = "LEASE_EXEC_CONFLICT_EXIT_CODE", value_name = "N", default_value_t = CONFLICT, allow_hyphen_values = true, help_heading = "Waiting")]
     conflict_exit_code: u8,
 
     /// Ask the command to end by this signal, also where lease-exec gets TERM; a name or a number
@@ -165,15 +167,15 @@ struct Args {
 
     /// Forward signals to the command's whole process group; in the foreground of a terminal the rest
     /// of that group, such as the calling script, does not get them
-    #[arg(short, long, env = "LEASE_EXEC_GROUP", value_parser = switch, help_heading = "Command")]
+    #[arg(short, long, env = "LEASE_EXEC_GROUP", value_parser = BoolishValueParser::new(), help_heading = "Command")]
     group: bool,
 
     /// Wait for what the command leaves behind when it ends, such as daemons, instead of ending it
-    #[arg(long, env = "LEASE_EXEC_WAIT_DESCENDANTS", value_parser = switch, help_heading = "Ending")]
+    #[arg(long, env = "LEASE_EXEC_WAIT_DESCENDANTS", value_parser = BoolishValueParser::new(), help_heading = "Ending")]
     wait_descendants: bool,
 
     /// Let the command gain no privileges by executing a file (setuid, capabilities)
-    #[arg(long, env = "LEASE_EXEC_NO_NEW_PRIVS", value_parser = switch, help_heading = "Command")]
+    #[arg(long, env = "LEASE_EXEC_NO_NEW_PRIVS", value_parser = BoolishValueParser::new(), help_heading = "Command")]
     no_new_privs: bool,
 
     /// From SIGTERM to SIGKILL when the Lease can't be renewed; 0s is SIGKILL at the renew deadline
@@ -221,11 +223,11 @@ struct Args {
     log_format: LogFormat,
 
     /// Say more; twice: also what the HTTP client does
-    #[arg(short, long, env = "LEASE_EXEC_VERBOSE", action = ArgAction::Count, value_parser = count, help_heading = "Messages")]
+    #[arg(short, long, env = "LEASE_EXEC_VERBOSE", action = ArgAction::Count, help_heading = "Messages")]
     verbose: u8,
 
     /// Say only what went wrong
-    #[arg(short, long, env = "LEASE_EXEC_QUIET", value_parser = switch, help_heading = "Messages")]
+    #[arg(short, long, env = "LEASE_EXEC_QUIET", value_parser = BoolishValueParser::new(), help_heading = "Messages")]
     quiet: bool,
 
     /// The command and its arguments, verbatim; no shell
@@ -401,12 +403,13 @@ fn without_blanks(command: clap::Command) -> clap::Command {
         let is_blank = name
             .and_then(env::var_os)
             .is_some_and(|value| value.is_empty());
-        if is_blank { arg.env(NOBODYS) } else { arg }
+        if is_blank {
+            arg.env(Resettable::Reset)
+        } else {
+            arg
+        }
     })
 }
-
-/// The name of no variable, as getenv(3) finds none with this character; clap can't take one away.
-const NOBODYS: &str = "=";
 
 impl Config {
     fn new(args: Args, matches: &ArgMatches) -> Result<Self, UsageError> {

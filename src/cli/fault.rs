@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::{
+    builder::Resettable,
+    error::{ContextKind, ContextValue},
+};
 
-use super::{NOBODYS, command};
+use super::command;
 
 /// The message, which in clap's words is about an option also where the variable in its place is wrong.
 pub(super) fn name_variable(error: &clap::Error, argv: Vec<OsString>) -> String {
@@ -22,7 +25,7 @@ pub(super) fn name_variable(error: &clap::Error, argv: Vec<OsString>) -> String 
     };
     let without = command
         .clone()
-        .mut_args(|arg| arg.env(NOBODYS))
+        .mut_args(|arg| arg.env(Resettable::Reset))
         .try_get_matches_from(argv);
     let is_the_same = without.is_err_and(|other| {
         other.get(ContextKind::InvalidArg) == error.get(ContextKind::InvalidArg)

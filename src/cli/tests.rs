@@ -95,7 +95,7 @@ fn bad_input_gets_one_sentence() {
         ),
         (
             &["-l", "demo", "-E", "-1", "ls"],
-            "invalid value '-1' for '--conflict-exit-code <N>': it is not a number from 0 to 255",
+            "invalid value '-1' for '--conflict-exit-code <N>': -1 is not in 0..=255",
         ),
         (
             &["-l", "demo", "--wait", "5s", "--no-wait", "ls"],

@@ -123,14 +123,10 @@ fn a_wrong_variable_is_named_and_not_the_option_that_nobody_gave() {
     let world = World::on_files();
     for (variable, value, says) in [
         ("LEASE_EXEC_WAIT", "soon", "it is not a duration"),
-        (
-            "LEASE_EXEC_NO_WAIT",
-            "maybe",
-            "it is neither true nor false",
-        ),
-        ("LEASE_EXEC_VERBOSE", "much", "it is not how often"),
+        ("LEASE_EXEC_NO_WAIT", "maybe", "value was not a boolean"),
+        ("LEASE_EXEC_VERBOSE", "much", "invalid digit"),
         ("LEASE_EXEC_CREATE", "perhaps", "[possible values: auto,"),
-        ("LEASE_EXEC_CONFLICT_EXIT_CODE", "256", "from 0 to 255"),
+        ("LEASE_EXEC_CONFLICT_EXIT_CODE", "256", "is not in 0..=255"),
     ] {
         let invocation = world.lease_exec().env(variable, value).command(["true"]);
         let finished = invocation.run();
