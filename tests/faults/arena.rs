@@ -21,6 +21,7 @@ use crate::{
     node::{self, Node, Setup},
     proxy::{Active, Link},
     random::Random,
+    scenario::SECOND,
     witness::{self, Shape},
 };
 
@@ -48,6 +49,8 @@ pub(crate) enum Nodes {
     Apart,
     /// Each in a network of its own.
     Networks,
+    /// Where the API server's name has two addresses, without a proxy in between.
+    OfTwoServers,
 }
 
 /// The field where rounds are played. Dropping it ends all of its instances, and removes its
@@ -90,7 +93,11 @@ impl Arena {
         let name = format!("arena-{number}");
         ground.control_plane.create_namespace(&name);
         // In every third, instances do not agree about the duration.
-        let durations = random.pick(&[[5, 5, 5], [5, 5, 5], [4, 5, 6]]);
+        let durations = match setting.nodes {
+            // The default: nothing is to be lost, and a shorter one may be on a machine that is busy.
+            Nodes::OfTwoServers => [15; NODES],
+            _ => random.pick(&[[5, 5, 5], [5, 5, 5], [4, 5, 6]]),
+        };
         let nodes = (0..NODES).map(|node| {
             let link = Link::open(
                 ground.control_plane,
@@ -102,17 +109,24 @@ impl Arena {
                 .then(|| ground.network.namespace(&janitor::name()));
             // One of those with a network of its own does without the proxy.
             let port = match (setting.nodes, node) {
-                (Nodes::Networks, 0) => ground.control_plane.port(),
+                (Nodes::Networks, 0) | (Nodes::OfTwoServers, _) => ground.control_plane.port(),
                 _ => link.port(),
             };
             let host = match setting.nodes {
                 Nodes::Networks => ground.network.address().to_string(),
                 Nodes::Local | Nodes::Apart => "127.0.0.1".to_owned(),
+                Nodes::OfTwoServers => "localhost".to_owned(),
             };
+            let hosts = (setting.nodes == Nodes::OfTwoServers).then(|| {
+                let path = directory.join("hosts");
+                let text = format!("127.0.0.1 localhost\n{SECOND} localhost\n");
+                fs::write(&path, text).expect("a file can be written");
+                path
+            });
             let url = format!("https://{host}:{port}");
             let lease = match setting.nodes {
                 Nodes::Apart => format!("demo-{node}"),
-                Nodes::Local | Nodes::Networks => "demo".to_owned(),
+                Nodes::Local | Nodes::Networks | Nodes::OfTwoServers => "demo".to_owned(),
             };
             let setup = Setup {
                 lease,
@@ -120,6 +134,7 @@ impl Arena {
                 // What one leaves behind, no other must end.
                 cgroup: TestCgroup::version_2(),
                 directory: directory.clone(),
+                hosts,
                 shape: setting.shape,
             };
             let duration = Duration::from_secs(durations[node]);

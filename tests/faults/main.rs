@@ -96,11 +96,11 @@ fn run(arguments: Arguments) -> ExitCode {
         Task::Each(scenarios) if scenarios.is_empty() => (0, Vec::new()),
         Task::Each(scenarios) => {
             let jobs = numbered(seed, scenarios);
-            play(arguments.lanes, |runner| runner.play(blocks(jobs, 1)))
+            play(arguments.lanes, |runner| runner.play(&blocks(jobs, 1)))
         }
         Task::Repeat(scenario, rounds) => {
             let jobs = numbered(seed, vec![scenario; rounds]);
-            play(arguments.lanes, |runner| runner.play(blocks(jobs, 5)))
+            play(arguments.lanes, |runner| runner.play(&blocks(jobs, 5)))
         }
         Task::Random(rounds) => {
             let mut random = Random::new(seed);
@@ -108,7 +108,7 @@ fn run(arguments: Arguments) -> ExitCode {
             let choices = choices.collect::<Vec<_>>();
             let scenarios = (0..rounds).map(|_| random.pick(&choices)).collect();
             let jobs = numbered(seed, scenarios);
-            play(arguments.lanes, |runner| runner.play(blocks(jobs, 5)))
+            play(arguments.lanes, |runner| runner.play(&blocks(jobs, 5)))
         }
         Task::Release => play(arguments.lanes, |runner| release(runner, seed)),
     };
@@ -171,7 +171,7 @@ fn release(runner: &Runner, seed: u64) {
             Trouble::Process(_, Whom::Command | Whom::FrontAndGuard) => 40,
             Trouble::Link(_) => 10,
             Trouble::Network(_) => 15,
-            Trouble::Servers(_) => 6,
+            Trouble::Servers(_) | Trouble::OneServer => 6,
             Trouble::Mix(_) => 40,
             Trouble::HandOver => 300,
             Trouble::Apart(_) | Trouble::Forgery => 1,
@@ -182,7 +182,7 @@ fn release(runner: &Runner, seed: u64) {
     let mut jobs = numbered(seed, scenarios);
     while !jobs.is_empty() {
         seed = seed.wrapping_add(u64::try_from(jobs.len()).unwrap_or(0));
-        runner.play(blocks(jobs, 10));
+        runner.play(&blocks(jobs, 10));
         let missing = 1000_usize.saturating_sub(statistics::with(|all| all.take_overs()));
         let is_good = runner.outcome().1.is_empty();
         let hand_over = SCENARIOS

@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) kubeconfig: PathBuf,
     pub(crate) cgroup: TestCgroup,
     pub(crate) directory: PathBuf,
+    /// What the node has in the place of `/etc/hosts`, if not that of this machine.
+    pub(crate) hosts: Option<PathBuf>,
     pub(crate) shape: Shape,
 }
 
@@ -126,6 +128,11 @@ impl Node {
             // Not `ip netns exec`, which mounts another /sys.
             words.push("nsenter".into());
             words.push(format!("--net=/run/netns/{}", namespace.name).into());
+        }
+        if let Some(hosts) = &self.setup.hosts {
+            let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+            words.extend(["unshare", "--mount", "sh", "-c", script, "sh"].map(OsString::from));
+            words.push(hosts.into());
         }
         words.push(env!("CARGO_BIN_EXE_lease-exec").into());
         let identity = format!("node-{}", self.number);

@@ -2,17 +2,18 @@
 
 use std::{fs, time::Duration};
 
+use http::Method;
 use nix::sys::signal::Signal;
 
 use crate::{
     arena::{Arena, LIMIT, Verdict},
-    control_plane::ControlPlane,
+    control_plane::{ControlPlane, Requests, User},
     history::{History, Term},
     network::Cut,
     node::{guard_of, signal},
     proxy::{Active, Fault, Status},
     random::Random,
-    scenario::{self, Outage, Scenario, Trouble, Whom},
+    scenario::{self, Outage, SECOND, Scenario, Trouble, Whom},
     statistics, tally,
 };
 
@@ -38,6 +39,7 @@ pub(crate) fn play(
         Trouble::Process(kind, whom) => process(arena, kind, whom)?,
         Trouble::Network(cut) => network(arena, &term, cut)?,
         Trouble::Servers(outage) => servers(arena, control_plane, outage)?,
+        Trouble::OneServer => one_server(arena, control_plane, &term)?,
         Trouble::Mix(_) => mix(arena)?,
         // Dealt with above.
         Trouble::Apart(_) | Trouble::Forgery => {}
@@ -270,6 +272,48 @@ fn servers(arena: &mut Arena, control_plane: &ControlPlane, outage: Outage) -> V
             control_plane.start_etcd();
             passed
         }
+    }
+}
+
+/// Of two API servers behind one name one fails for a while, which may be longer than the lease lasts, and
+/// then one again: the holder goes on with the other.
+fn one_server(arena: &mut Arena, control_plane: &ControlPlane, term: &Term) -> Verdict {
+    let mut second = control_plane.start_second_api_server_on(SECOND);
+    let admins = [&control_plane.url(), second.url()];
+    let admins = admins.map(|url| control_plane.client_at(url, User::Admin));
+    for _ in 0..2 {
+        let longest = arena.lease_duration() * 4 / 3;
+        let window = arena
+            .random
+            .time_between(Duration::from_millis(500), longest);
+        let victim = arena.random.index(3);
+        arena.note(&format!("fault {victim} for {window:?}"));
+        tally::count(scenario::ONE_SERVER);
+        match victim {
+            0 => control_plane.stop_api_server(),
+            1 => control_plane.kill_api_server(),
+            _ => second.stop(),
+        }
+        let passed = arena.pass(window);
+        match victim {
+            0 => control_plane.continue_api_server(),
+            1 => control_plane.start_api_server(),
+            _ => second.resume(),
+        }
+        passed?;
+        arena.wait_until("both servers are ready", |_| {
+            let is_ready = |admin: &Requests| {
+                let answer = admin.send(&Method::GET, "/readyz", None);
+                answer.is_ok_and(|answer| answer.status == 200)
+            };
+            admins.iter().all(is_ready).then_some(())
+        })?;
+    }
+    match arena.history.current() {
+        Some(now) if now.token == term.token => Ok(()),
+        now => Err(format!(
+            "the fault of one server has cost {term:?} the lease: {now:?}"
+        )),
     }
 }
 

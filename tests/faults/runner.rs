@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
+    net::Ipv4Addr,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{
@@ -20,7 +21,7 @@ use crate::{
     network::Network,
     random::Random,
     round,
-    scenario::{Scenario, Servers},
+    scenario::{SECOND, Scenario, Servers},
     statistics,
 };
 
@@ -37,6 +38,8 @@ pub(crate) struct Runner {
     shared: OnceLock<ControlPlane>,
     /// For outages, which only one round at a time can have.
     own: OnceLock<ControlPlane>,
+    /// The same, for those of one API server of two.
+    two: OnceLock<ControlPlane>,
     directory: PathBuf,
     lanes: usize,
     begun: Instant,
@@ -55,6 +58,7 @@ impl Runner {
             network: Network::new(&janitor::name()),
             shared: OnceLock::new(),
             own: OnceLock::new(),
+            two: OnceLock::new(),
             directory,
             lanes,
             begun: Instant::now(),
@@ -76,12 +80,16 @@ impl Runner {
     }
 
     /// Plays all of these; the rounds of a block follow each other in one arena.
-    pub(crate) fn play(&self, blocks: Vec<Vec<Job>>) {
-        let is_own = |block: &Vec<Job>| block[0].scenario.servers() == Servers::Own;
-        let (own, shared): (VecDeque<_>, VecDeque<_>) = blocks.into_iter().partition(is_own);
-        let (own, shared) = (Mutex::new(own), Mutex::new(shared));
+    pub(crate) fn play(&self, blocks: &[Vec<Job>]) {
+        let with = |servers: Servers| {
+            let blocks = blocks.iter();
+            let fitting = blocks.filter(|block| block[0].scenario.servers() == servers);
+            Mutex::new(fitting.cloned().collect::<VecDeque<_>>())
+        };
+        let [own, two, shared] = [Servers::Own, Servers::Two, Servers::Shared].map(with);
         thread::scope(|scope| {
             scope.spawn(|| self.work(&own, &self.own));
+            scope.spawn(|| self.work(&two, &self.two));
             for _ in 0..self.lanes {
                 scope.spawn(|| self.work(&shared, &self.shared));
             }
@@ -111,7 +119,10 @@ impl Runner {
         let next = || lock(blocks).pop_front();
         while let Some(block) = next() {
             let address = self.network.address();
-            let control_plane = servers.get_or_init(|| ControlPlane::start_reachable_at(address));
+            let control_plane = servers.get_or_init(|| match block[0].scenario.servers() {
+                Servers::Shared | Servers::Own => ControlPlane::start_reachable_at(address),
+                Servers::Two => ControlPlane::start_on(&[Ipv4Addr::LOCALHOST, SECOND]),
+            });
             let ground = Ground {
                 network: &self.network,
                 control_plane,

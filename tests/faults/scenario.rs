@@ -1,6 +1,6 @@
 //! What can happen to the instances, by name.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use nix::sys::signal::Signal;
 
@@ -30,6 +30,8 @@ pub(crate) enum Trouble {
     Network(Cut),
     /// The servers fail for a while.
     Servers(Outage),
+    /// Of two servers behind one name, one at a time fails for a while.
+    OneServer,
     /// The holder is asked to end.
     HandOver,
     /// A bit of everything, to several at once.
@@ -64,7 +66,15 @@ pub(crate) enum Servers {
     Shared,
     /// Only one round at a time uses them.
     Own,
+    /// The same, and there may be a second API server at [`SECOND`].
+    Two,
 }
+
+/// Where the second API server is, at the port of the first.
+pub(crate) const SECOND: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// What the summary calls the fault of one server.
+pub(crate) const ONE_SERVER: &str = "one of two API servers stopped or killed";
 
 impl Outage {
     /// What the summary calls it.
@@ -90,6 +100,7 @@ impl Scenario {
             Trouble::Process(kind, whom) => Some(signal_name(kind, whom)),
             Trouble::Network(cut) => Some(cut.name()),
             Trouble::Servers(outage) => Some(outage.name()),
+            Trouble::OneServer => Some(ONE_SERVER),
             Trouble::HandOver => Some(HAND_OVER),
             Trouble::Mix(_) | Trouble::Apart(_) | Trouble::Forgery => None,
         }
@@ -105,12 +116,14 @@ impl Scenario {
             | Trouble::Process(..)
             | Trouble::Network(_)
             | Trouble::Servers(_)
+            | Trouble::OneServer
             | Trouble::HandOver
             | Trouble::Forgery => Shape::Tree,
         };
         let nodes = match self.trouble {
             Trouble::Network(_) => Nodes::Networks,
             Trouble::Apart(_) => Nodes::Apart,
+            Trouble::OneServer => Nodes::OfTwoServers,
             Trouble::Link(_)
             | Trouble::Process(..)
             | Trouble::Servers(_)
@@ -124,6 +137,7 @@ impl Scenario {
     pub(crate) fn servers(&self) -> Servers {
         match self.trouble {
             Trouble::Servers(_) => Servers::Own,
+            Trouble::OneServer => Servers::Two,
             _ => Servers::Shared,
         }
     }
@@ -187,6 +201,7 @@ pub(crate) const SCENARIOS: &[Scenario] = scenarios! {
     "api-server-restarted-thrice" => Servers(ApiServerRestartedThrice),
     "etcd-stopped" => Servers(EtcdStopped),
     "etcd-killed" => Servers(EtcdKilled),
+    "one-of-two-api-servers" => OneServer,
     "mix" => Mix(Nodes::Local),
     "mix-with-networks" => Mix(Nodes::Networks),
     "teeth-lock" => Apart(Shape::Tree),
