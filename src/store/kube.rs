@@ -12,7 +12,6 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use serde_json::Value;
 
 use self::{answer::Answer, client::Connections, failure::Status, target::Target};
@@ -72,10 +71,7 @@ impl Store for KubeStore {
     type Watch = KubeWatch;
 
     async fn read(&self) -> Result<Option<Claim>, Failure> {
-        let request = self
-            .target
-            .request(Method::GET, &self.target.path(), Vec::new());
-        let answer = self.connections.send(request).await?;
+        let answer = self.connections.send(self.target.read()).await?;
         match answer.code {
             200 => claim(&answer).map(Some),
             404 if Status::of(&answer).says_lease_not_found() => Ok(None),
@@ -89,10 +85,8 @@ impl Store for KubeStore {
             Some(base) => json::object_with_record(base, &write.record),
             None => json::new_object(namespace, name, &write.record),
         };
-        let body = object.to_string().into_bytes();
         let manager = json::field_manager(write.base.as_ref());
-        let path = format!("{}?fieldManager={manager}", self.target.path());
-        let request = self.target.request(Method::PUT, &path, body);
+        let request = self.target.write(manager, object.to_string().into_bytes());
         let answer = self.connections.send(request).await?;
         let status = Status::of(&answer);
         match answer.code {

@@ -301,7 +301,7 @@ impl Shared {
     fn note_request(&self, connection: usize, head: &Head) -> (Kind, usize) {
         let target = head.word(1);
         let kind = match &*head.word(0) {
-            "GET" if target.contains("watch=1") => Kind::Watch,
+            "GET" if target.contains("watch=true") => Kind::Watch,
             "GET" => Kind::Read,
             "PUT" => Kind::Write,
             other => panic!("lease-exec sent {other} {target}"),

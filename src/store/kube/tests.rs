@@ -119,7 +119,7 @@ async fn every_write_is_a_put_and_names_the_uid_and_version_of_its_base() {
     let seen = server.seen();
     let path = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/nightly";
     for seen in &seen {
-        let line = format!("PUT {path}?fieldManager=lease-exec-a HTTP/1.1");
+        let line = format!("PUT {path}?&fieldManager=lease-exec-a HTTP/1.1");
         assert_eq!(seen.line, line);
     }
     let body: Value = serde_json::from_str(&seen[0].body).unwrap();

@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
+use http::Request;
 use http_body_util::BodyExt;
 use kube::{client::Body, core::WatchEvent};
 use serde_json::Value;
@@ -56,10 +57,10 @@ impl KubeWatch {
         length: Duration,
         patience: Duration,
     ) -> Self {
-        let query = query(&target, from, length);
+        let seconds = u32::try_from(length.as_secs()).unwrap_or(u32::MAX);
         let open = Step::Open {
             connections,
-            query,
+            request: target.watch(from, seconds),
             limit: length + patience,
         };
         let changes = stream::unfold((open, target), |(step, target)| async move {
@@ -81,23 +82,11 @@ impl Watch for KubeWatch {
     }
 }
 
-fn query(target: &Target, from: Option<&Version>, length: Duration) -> String {
-    let seconds = length.as_secs();
-    let Target { name, .. } = target;
-    let mut query =
-        format!("?watch=1&fieldSelector=metadata.name%3D{name}&timeoutSeconds={seconds}");
-    if let Some(version) = from {
-        query.push_str("&resourceVersion=");
-        query.push_str(version.as_str());
-    }
-    query
-}
-
 /// Where a watch stands.
 enum Step {
     Open {
         connections: Arc<Connections>,
-        query: String,
+        request: Request<Vec<u8>>,
         limit: Duration,
     },
     Read {
@@ -113,11 +102,11 @@ impl Step {
         let (connections, mut lines) = match self {
             Self::Open {
                 connections,
-                query,
+                request,
                 limit,
             } => {
                 let end = Instant::now() + limit;
-                match open(&connections, target, &query).await {
+                match open(&connections, target, request).await {
                     Ok(body) => (connections, Lines::of(body, end)),
                     Err(change) => return Some((change, Self::Over)),
                 }
@@ -142,12 +131,11 @@ impl Step {
 }
 
 /// Asks for the watch; an error is its only change.
-async fn open(connections: &Connections, target: &Target, query: &str) -> Result<Body, Change> {
-    let request = target.request(
-        http::Method::GET,
-        &target.collection_path(query),
-        Vec::new(),
-    );
+async fn open(
+    connections: &Connections,
+    target: &Target,
+    request: Request<Vec<u8>>,
+) -> Result<Body, Change> {
     let opened = tokio::time::timeout(OPEN_LIMIT, async {
         let response = connections.open(request).await?;
         match response.status() {

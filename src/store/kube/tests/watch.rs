@@ -33,10 +33,11 @@ async fn watch_tells_what_happens_to_its_lease_until_it_ends() {
     assert_eq!(watch.next().await, Change::Ended(ended.into()));
     assert!(watch.next().now_or_never().is_none());
     let line = server.seen()[0].line.clone();
-    let start = "GET /apis/coordination.k8s.io/v1/namespaces/ops/leases?watch=1&fieldSelector=metadata.name%3Dnightly&\
-                 timeoutSeconds=2";
+    let start =
+        "GET /apis/coordination.k8s.io/v1/namespaces/ops/leases?&watch=true&timeoutSeconds=2";
     assert!(
-        line.starts_with(start) && line.ends_with("&resourceVersion=41 HTTP/1.1"),
+        line.starts_with(start)
+            && line.ends_with("&fieldSelector=metadata.name%3Dnightly&resourceVersion=41 HTTP/1.1"),
         "{line}"
     );
 }
@@ -166,5 +167,5 @@ async fn watch_that_the_server_forgets_to_end_ends_by_itself() {
     assert!(matches!(watch.next().await, Change::Written(_)));
     let ended = "the API server did not end the watch in time";
     assert_eq!(watch.next().await, Change::Ended(ended.into()));
-    assert!(server.seen()[0].line.contains("&timeoutSeconds=1 "));
+    assert!(server.seen()[0].line.contains("&timeoutSeconds=1&"));
 }
