@@ -9,10 +9,11 @@ FROM --platform=$BUILDPLATFORM rust:1.95.0-slim-bookworm AS build
 ARG TARGETARCH
 WORKDIR /source
 
-# aws-lc is mostly C, and cc looks for a compiler under musl's name. glibc's does as well for what
-# it takes of a C library. In cross-compiling, the linker has to be Rust's own, and not a compiler
-# that is told by -Wl what to tell it. Packed, the list of what to adjust to the address at which the
-# program is loaded takes 4 KB in place of 310; a linker that can't pack it says so, and goes on.
+# aws-lc is mostly C, and cc looks for a compiler under musl's name. glibc's does as well for what it
+# takes of a C library; its jitter is left out as in .cargo/config.toml. In cross-compiling, the linker
+# has to be Rust's own, and not a compiler that is told by -Wl what to tell it. Packed, the list of what
+# to adjust to the address at which the program is loaded takes 4 KB in place of 310; a linker that can't
+# pack it says so, and goes on.
 RUN set -eu; \
     native=$(dpkg --print-architecture); \
     architecture=${TARGETARCH:-$native}; \
@@ -27,6 +28,7 @@ RUN set -eu; \
     printf '%s\n' >.cargo/config.toml \
         '[build]' "target = '$target'" \
         '[env]' "CC_${machine}_unknown_linux_musl = '$machine-linux-gnu-gcc'" \
+        "AWS_LC_SYS_NO_JITTER_ENTROPY = '1'" \
         "[target.$target]"; \
     pack=-Wl,-z,pack-relative-relocs; \
     if [ "$architecture" != "$native" ]; then \
