@@ -26,7 +26,7 @@ main() {
 
     echo "run: on $("$assets/kube-apiserver" --version) with etcd$("$assets/etcd" --version | sed -n 's/^etcd Version://p')" >&2
     # Most of them wait for lease durations to pass, and not for a processor.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
     # What a test writes there is no failure, and nothing that may be overlooked.
     local not_applicable=${CARGO_TARGET_DIR:-target}/tmp/not-applicable status=0
     rm -f "$not_applicable"
